@@ -1,0 +1,179 @@
+"""What the caller meant: arguments checked before any computation, options turned into one mask.
+
+Everything that can be wrong is found here and named: a ``ValueError`` says which argument has
+which shape and which it should have, a ``TypeError`` the same of dtypes. What passes is correct
+for every implementation, so none of them checks again.
+"""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from attn.masks import Dense, Lengths, Mask, Window
+
+Alignment = Literal["start", "end"]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+LAYOUT = {"query": "[..., T, N, H]", "key": "[..., S, K, H]", "value": "[..., S, K, V]"}
+
+
+class Resolved(NamedTuple):
+    """What every implementation takes beside query, key and value."""
+
+    bias: Array | None
+    mask: Mask | None
+    scale: Array
+
+
+def arrays(*, query: Any, key: Any, value: Any = None) -> tuple[Array, ...]:
+    """Returns query, key and, if given, value as arrays that fit each other."""
+    given = {"query": query, "key": key} | ({} if value is None else {"value": value})
+    checked = {name: _array(name, x) for name, x in given.items()}
+    for name, x in checked.items():
+        if x.ndim < 3:
+            raise ValueError(f"{name} has shape {x.shape}; expected {LAYOUT[name]}")
+        if 0 in x.shape[-3:]:
+            raise ValueError(f"{name} has shape {x.shape}; {LAYOUT[name]} must all be at least 1")
+        if x.dtype.name not in FLOATS:
+            raise TypeError(f"{name} has dtype {x.dtype}; expected one of {', '.join(FLOATS)}")
+    query, key = checked["query"], checked["key"]
+    for name, x in checked.items():
+        if x.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}; expected {query.dtype}, as query has")
+        if x.shape[:-3] != query.shape[:-3]:
+            raise ValueError(
+                f"{name} has shape {x.shape}; expected leading axes {query.shape[:-3]}, as query "
+                f"of shape {query.shape} has"
+            )
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"key has shape {key.shape}; expected head width H = {query.shape[-1]}, as query of "
+            f"shape {query.shape} has"
+        )
+    if query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"key has shape {key.shape}; expected a number of heads K that divides the N = "
+            f"{query.shape[-2]} heads of query"
+        )
+    if value is not None and checked["value"].shape[:-1] != key.shape[:-1]:
+        raise ValueError(
+            f"value has shape {checked['value'].shape}; expected {(*key.shape[:-1], 'V')}, to go "
+            f"with key of shape {key.shape}"
+        )
+    return tuple(checked.values())
+
+
+def resolve(
+    query: Array,
+    key: Array,
+    bias: Any,
+    mask: Any,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Any = None,
+    key_value_seq_lengths: Any = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    alignment: Alignment = "start",
+) -> Resolved:
+    """Returns bias, mask and scale as implementations take them; the mask holds all options."""
+    *batch, num_queries, num_heads, width = query.shape
+    num_keys = key.shape[-3]
+    pairs = (*batch, num_heads, num_queries, num_keys)
+
+    check_choice("alignment", alignment, ("start", "end"))
+    offset = num_keys - num_queries if alignment == "end" else 0
+    masks: list[Mask] = []
+    if isinstance(mask, Mask):
+        masks.append(mask)
+    elif mask is not None:
+        masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
+    if not isinstance(is_causal, (bool, np.bool_)):
+        raise TypeError(f"is_causal is {is_causal!r}; expected a bool")
+    if is_causal:
+        masks.append(Window(right=0, offset=offset))
+    if local_window_size is not None:
+        left, right = _window(local_window_size)
+        masks.append(Window(left, right, offset))
+    if query_seq_lengths is not None or key_value_seq_lengths is not None:
+        masks.append(
+            Lengths(
+                _lengths("query_seq_lengths", query_seq_lengths, tuple(batch)),
+                _lengths("key_value_seq_lengths", key_value_seq_lengths, tuple(batch)),
+            )
+        )
+
+    return Resolved(
+        bias=None if bias is None else _broadcastable("bias", bias, pairs, is_mask=False),
+        mask=_all_of(masks),
+        scale=_scale(scale, width, jnp.promote_types(query.dtype, jnp.float32)),
+    )
+
+
+def check_choice(name: str, choice: Any, choices: Iterable[str]) -> None:
+    """Raises ValueError unless ``choice`` is one of ``choices``."""
+    if choice not in (choices := tuple(choices)):
+        raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _array(name: str, x: Any) -> Array:
+    if not hasattr(x, "dtype") and not isinstance(x, (list, tuple, numbers.Number)):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
+    return jnp.asarray(x)
+
+
+def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) -> Array:
+    x = _array(name, x)
+    if is_mask and x.dtype != bool:
+        raise TypeError(
+            f"mask has dtype {x.dtype}; expected bool, True where a query may attend (scores to "
+            "add are a bias)"
+        )
+    if not is_mask and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"bias has dtype {x.dtype}; expected a floating one")
+    expected = pairs[-x.ndim :] if x.ndim else ()
+    if x.ndim > len(pairs) or any(a not in (1, b) for a, b in zip(x.shape, expected, strict=True)):
+        raise ValueError(
+            f"{name} has shape {x.shape}; expected one broadcastable to [..., N, T, S] = {pairs}"
+        )
+    return jnp.reshape(x, (1,) * (3 - x.ndim) + x.shape)
+
+
+def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
+    if x is None:
+        return None
+    x = _array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {x.dtype}; expected an integer one")
+    if x.shape != batch and (batch or x.shape != (1,)):
+        raise ValueError(f"{name} has shape {x.shape}; expected {batch}, the leading axes of query")
+    return jnp.reshape(x, batch)
+
+
+def _window(size: Any) -> tuple[int, int]:
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    is_count = [isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in pair]
+    if len(pair) != 2 or not all(is_count) or min(pair) < 0:
+        raise ValueError(f"local_window_size is {size!r}; expected an int of 0 or more, or two")
+    return int(pair[0]), int(pair[1])
+
+
+def _scale(scale: Any, width: int, dtype: Any) -> Array:
+    if scale is None:
+        return jnp.asarray(1 / np.sqrt(width), dtype)
+    if jnp.ndim(scale) != 0:
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number")
+    return jnp.asarray(scale, dtype)
+
+
+def _all_of(masks: list[Mask]) -> Mask | None:
+    if not masks:
+        return None
+    combined, *rest = masks
+    for mask in rest:
+        combined = combined & mask
+    return combined

@@ -1,0 +1,139 @@
+"""Multi-head attention as a Flax (linen) module: project, attend, project.
+
+    Q = X_q W_Q + b_Q     K = X_k W_K + b_K     V = X_v W_V + b_V
+    head_n = attention(Q_n, K_n, V_n)           Y = concat(head_1 .. head_N) W_O + b_O
+
+Vaswani et al., arXiv 1706.03762, section 3.2.2. Parameters are named and shaped as in
+``flax.linen.MultiHeadDotProductAttention``, so that a checkpoint of one loads into the other.
+
+Letters: ``*B`` leading axes, T queries, S keys, D model width, N query heads, K key and value
+heads, H head width, V value width.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Bool, Float
+
+from attn import positions
+from attn.dot_product import Options, attention_weights, dot_product_attention
+from attn.masks import Mask
+
+
+class MultiHeadAttention(linen.Module):
+    """Projects inputs to queries, keys and values, attends, and projects the heads together.
+
+    Raises, when called:
+      ValueError: for sizes that do not divide, or a dropout rate other than 0.
+    """
+
+    num_heads: int
+    """N, the query heads."""
+    num_key_heads: int | None = None
+    """K, the key and value heads; N if None. Fewer is grouped-query attention."""
+    qkv_features: int | None = None
+    """N H, the width of all queries together; the width of ``inputs_q`` if None."""
+    value_features: int | None = None
+    """N V, the width of all heads' outputs together; ``qkv_features`` if None."""
+    out_features: int | None = None
+    """The width of the result; that of ``inputs_q`` if None."""
+    rotary: bool = False
+    """Whether queries and keys are rotated by their position (``attn.positions.rotary``)."""
+    dropout_rate: float = 0.0
+    """Only 0 is accepted, for the dropped weights are never stored: a mask that is the same in
+    every pass would have to be made again tile by tile. Drop the module's output instead."""
+    use_bias: bool = True
+    """Whether the four projections add a bias."""
+    dtype: Dtype | None = None
+    """Of the computation; by promotion of inputs and parameters if None. The softmax is in
+    float32 at least."""
+    param_dtype: Dtype = jnp.float32
+    """Of the parameters."""
+    kernel_init: Initializer = linen.initializers.lecun_normal()
+    """Of the four matrices."""
+    out_kernel_init: Initializer | None = None
+    """Of the last matrix, if it is not ``kernel_init``."""
+    bias_init: Initializer = linen.initializers.zeros_init()
+    """Of the four biases."""
+    out_bias_init: Initializer | None = None
+    """Of the last bias, if it is not ``bias_init``."""
+    implementation: str | None = None
+    """Passed to ``attn.dot_product_attention``."""
+
+    @linen.compact
+    def __call__(
+        self,
+        inputs_q: Float[Array, "*B T D"],
+        inputs_k: Float[Array, "*B S E"] | None = None,
+        inputs_v: Float[Array, "*B S F"] | None = None,
+        bias: Float[Array, "..."] | None = None,
+        mask: Bool[Array, "..."] | Mask | None = None,
+        *,
+        return_weights: bool = False,
+        **options: Options,  # pyright: ignore[reportInvalidTypeForm]
+    ):
+        """Returns the attended inputs, ``[*B, T, out_features]``.
+
+        Args:
+          inputs_q: what asks.
+          inputs_k: what is asked; ``inputs_q`` if None (self-attention).
+          inputs_v: what is answered; ``inputs_k`` if None.
+          bias: added to the scores; broadcastable to ``[*B, N, T, S]``.
+          mask: True may attend, or a value of ``attn.masks``.
+          return_weights: whether to return the map ``[*B, N, T, S]`` too, at its quadratic memory.
+          **options: those of ``attn.dot_product_attention``: ``is_causal``,
+            ``local_window_size``, ``query_seq_lengths``, ``key_value_seq_lengths``, ``alignment``,
+            ``scale``.
+        """
+        if inputs_k is None:
+            if inputs_v is not None:
+                raise ValueError("inputs_v is given without inputs_k; expected both or neither")
+            inputs_k = inputs_q
+        if inputs_v is None:
+            inputs_v = inputs_k
+        if self.dropout_rate:
+            raise ValueError(
+                f"dropout_rate is {self.dropout_rate}; expected 0: weights are never stored, so "
+                "none can be dropped alike in every pass. Apply linen.Dropout to the output."
+            )
+        num_key_heads = self.num_key_heads or self.num_heads
+        qkv_features = self.qkv_features or inputs_q.shape[-1]
+        width = self._head_width("qkv_features", qkv_features)
+        value_width = self._head_width("value_features", self.value_features or qkv_features)
+
+        project = functools.partial(
+            linen.DenseGeneral,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        query = project((self.num_heads, width), name="query")(inputs_q)
+        key = project((num_key_heads, width), name="key")(inputs_k)
+        value = project((num_key_heads, value_width), name="value")(inputs_v)
+        if self.rotary:
+            query = positions.rotary(query, jnp.arange(query.shape[-3]))
+            key = positions.rotary(key, jnp.arange(key.shape[-3]))
+        attended = dot_product_attention(
+            query, key, value, bias, mask, implementation=self.implementation, **options
+        )
+        output = project(
+            self.out_features or inputs_q.shape[-1],
+            axis=(-2, -1),
+            kernel_init=self.out_kernel_init or self.kernel_init,
+            bias_init=self.out_bias_init or self.bias_init,
+            name="out",
+        )(attended)
+        if return_weights:
+            return output, attention_weights(query, key, bias, mask, **options)
+        return output
+
+    def _head_width(self, name: str, features: int) -> int:
+        if features % self.num_heads:
+            raise ValueError(
+                f"{name} is {features}; expected a multiple of num_heads = {self.num_heads}"
+            )
+        return features // self.num_heads

@@ -1,0 +1,94 @@
+"""The state of a softmax that is still being computed, as a value.
+
+For one query, scores s_j and values v_j seen so far, the state holds
+
+    m = max_j s_j        l = sum_j exp(s_j - m)        a = sum_j exp(s_j - m) v_j
+
+from which the output is a / l and the log-sum-exp is m + log l. ``absorb`` adds a tile of keys,
+``merge`` joins the states of two disjoint sets of keys, in any order and grouping (equal to
+rounding), ``finish`` reads the result. A query that has seen nothing has m = -inf, l = 0, a = 0;
+it finishes as output 0 and log-sum-exp -inf.
+
+Online softmax: Milakov & Gimelshein, arXiv 1805.02867, algorithm 3; with values: Rabe & Staats,
+arXiv 2112.05682, section 2; Dao et al., arXiv 2205.14135, algorithm 1.
+
+Letters: "*Q" any axes of queries (leading axes, heads, positions), s keys of a tile, V value width.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+
+class SoftmaxState(NamedTuple):
+    """What is known of each query's softmax after some of its keys; a pytree."""
+
+    maximum: Float[Array, "*Q"]
+    """m, the greatest score; -inf if no key was allowed."""
+    denominator: Float[Array, "*Q"]
+    """l, the sum of exp(s - m)."""
+    numerator: Float[Array, "*Q V"]
+    """a, the sum of exp(s - m) v."""
+
+
+def finite(maximum: Float[Array, "*Q"]) -> Float[Array, "*Q"]:
+    """Returns ``maximum`` with -inf replaced by 0, so that ``exp(-inf - it)`` is 0, not NaN."""
+    return jnp.where(jnp.isneginf(maximum), 0, maximum)
+
+
+def empty(queries: tuple[int, ...], value_width: int, dtype: DTypeLike) -> SoftmaxState:
+    """Returns the state of queries that have seen no key: the identity of ``merge``."""
+    return SoftmaxState(
+        maximum=jnp.full(queries, -jnp.inf, dtype),
+        denominator=jnp.zeros(queries, dtype),
+        numerator=jnp.zeros((*queries, value_width), dtype),
+    )
+
+
+def absorb(
+    state: SoftmaxState, scores: Float[Array, "*Q s"], values: Float[Array, "*K s V"]
+) -> SoftmaxState:
+    """Returns the state after a tile of keys.
+
+        m' = max(m, max_j s_j)    c = exp(m - m')    p_j = exp(s_j - m')
+        l' = c l + sum_j p_j      a' = c a + sum_j p_j v_j
+
+    Cost: one matrix product, O(q s V) time for q queries.
+
+    Args:
+      state: of the keys before.
+      scores: one for each query and key of the tile; -inf where it may not attend.
+      values: of the tile, ``*K`` matching the scores' axes before the last two, by broadcasting.
+    """
+    maximum = jnp.maximum(state.maximum, jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - finite(maximum)[..., None])
+    correction = jnp.exp(state.maximum - finite(maximum))
+    return SoftmaxState(
+        maximum=maximum,
+        denominator=correction * state.denominator + jnp.sum(weights, axis=-1),
+        numerator=correction[..., None] * state.numerator + weights @ values,
+    )
+
+
+def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
+    """Returns the state of the keys of ``a`` and of ``b`` together, which must be disjoint.
+
+    With c_x = exp(m_x - max(m_a, m_b)): ``l = c_a l_a + c_b l_b``, ``a = c_a a_a + c_b a_b``.
+    """
+    maximum = jnp.maximum(a.maximum, b.maximum)
+    from_a = jnp.exp(a.maximum - finite(maximum))
+    from_b = jnp.exp(b.maximum - finite(maximum))
+    return SoftmaxState(
+        maximum=maximum,
+        denominator=from_a * a.denominator + from_b * b.denominator,
+        numerator=from_a[..., None] * a.numerator + from_b[..., None] * b.numerator,
+    )
+
+
+def finish(state: SoftmaxState) -> tuple[Float[Array, "*Q V"], Float[Array, "*Q"]]:
+    """Returns the output ``a / l`` and the log-sum-exp ``m + log l``; 0 and -inf if l = 0."""
+    seen = state.denominator > 0
+    denominator = jnp.where(seen, state.denominator, 1)
+    output = state.numerator / denominator[..., None]
+    return output, jnp.where(seen, state.maximum + jnp.log(denominator), -jnp.inf)

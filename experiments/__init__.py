@@ -1,0 +1,1 @@
+"""The laboratory: experiments that show how attention captures long-range dependency."""
