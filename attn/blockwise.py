@@ -86,6 +86,7 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@functools.partial(jax.jit, static_argnames=("tile_sizes",))
 def blockwise_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -293,7 +294,7 @@ def _cut_queries(grid: Grid, x: Float[Array, "*B T N W"]) -> Float[Array, "i 1 *
 
 
 def _uncut_queries(grid: Grid, x: Float[Array, "i *B t K G W"]) -> Float[Array, "*B T N W"]:
-    *batch, t, k, g, width = x.shape[1:]
+    *batch, _, k, g, width = x.shape[1:]
     x = jnp.moveaxis(x, 0, -5)
     return jnp.reshape(x, (*batch, -1, k * g, width))[..., : grid.num_queries, :, :]
 

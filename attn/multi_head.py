@@ -11,6 +11,7 @@ heads, H head width, V value width.
 """
 
 import functools
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import linen
@@ -72,7 +73,7 @@ class MultiHeadAttention(linen.Module):
         mask: Bool[Array, "..."] | Mask | None = None,
         *,
         return_weights: bool = False,
-        **options: Options,  # pyright: ignore[reportInvalidTypeForm]
+        **options: Unpack[Options],
     ):
         """Returns the attended inputs, ``[*B, T, out_features]``.
 

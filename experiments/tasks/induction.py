@@ -1,7 +1,7 @@
 """Induction heads: after the trigger comes again, say what came after it the first time."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,10 @@ class Induction:
     length: int = 64
     """L, the tokens of a row, both triggers included; at least 3."""
 
-    vocab_size: ClassVar[int] = NUM_ORDINARY + 1
-    num_classes: ClassVar[int] = NUM_ORDINARY + 1
-    source_width: ClassVar[int] = 1
+    # Not annotated: constants of the task, not settings.
+    vocab_size = NUM_ORDINARY + 1
+    num_classes = NUM_ORDINARY + 1
+    source_width = 1
 
     def __post_init__(self):
         """Refuse rows too short for a trigger, its answer and the trigger again."""

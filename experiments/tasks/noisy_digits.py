@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +102,11 @@ class NoisyDigits:
     length: int = 128
     """L, the positions of a row: 8 pixel rows, the others noise; at least 8."""
 
-    vocab_size: ClassVar[None] = None
-    num_features: ClassVar[int] = SIZE
-    num_classes: ClassVar[int] = 10
-    source_width: ClassVar[int] = SIZE
+    # Not annotated: constants of the task, not settings.
+    vocab_size = None
+    num_features = SIZE
+    num_classes = 10
+    source_width = SIZE
 
     def __post_init__(self):
         """Refuse rows too short for the image."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ class Recall:
     slot_power: float = 1.0
     """a in p(slot x) ~ x^(a-1): 1 draws slots uniformly, Zoology's 0.01 prefers early ones."""
 
-    source_width: ClassVar[int] = 1
+    # Not annotated: constants of the task, not settings.
+    source_width = 1
 
     def __post_init__(self):
         """Refuse settings that leave a pair without its key, its value or its slot."""

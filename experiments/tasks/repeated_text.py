@@ -6,7 +6,7 @@ import hashlib
 import platform
 import sysconfig
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def _is_text(file: Path) -> bool:
 
 
 def _find_files(path: str) -> list[Path]:
-    """The text files that ``path`` names, sorted by name; see ``RepeatedText.path``."""
+    """The text files that ``path`` names, sorted by name; see ``RepeatedText``."""
     if not path:
         folder = Path(sysconfig.get_paths()["stdlib"])
         files = sorted(folder.glob("*.py"))
@@ -50,12 +50,9 @@ def _find_files(path: str) -> list[Path]:
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"path is {path!r}, expected a text file or a folder: no such path")
-    files = [root]
-    if root.is_dir():
-        names = sorted(file.relative_to(root) for file in root.rglob("*"))
-        visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-        files = [root / name for name in visible if (root / name).is_file()]
-    files = [file for file in files if _is_text(file)]
+    names = sorted(f.relative_to(root) for f in root.rglob("*")) if root.is_dir() else [Path()]
+    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    files = [root / name for name in visible if (root / name).is_file() and _is_text(root / name)]
     if not files:
         raise ValueError(f"path is {path!r}, expected a text file or a folder: no text found")
     return files
@@ -127,9 +124,10 @@ class RepeatedText:
     path: str = ""
     """A text file, or a folder with its subfolders; "" is the Python standard library."""
 
-    vocab_size: ClassVar[int] = 128
-    num_classes: ClassVar[int] = 128
-    source_width: ClassVar[int] = 1
+    # Not annotated: constants of the task, not settings.
+    vocab_size = 128
+    num_classes = 128
+    source_width = 1
 
     def __post_init__(self):
         """Refuse a text too short to have a second reading with a context."""

@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import functools
 import importlib
+import itertools
 import math
 import pkgutil
 import sys
@@ -125,13 +126,16 @@ def test_batch_has_the_promised_shapes_types_and_ranges(name):
     else:
         assert batch.inputs.shape == (ROWS, task.length)
         assert batch.inputs.dtype == np.int32
-        assert 0 <= batch.inputs.min() and batch.inputs.max() < task.vocab_size
+        assert batch.inputs.min() >= 0
+        assert batch.inputs.max() < task.vocab_size
     for part in batch[1:]:
         assert part.dtype == np.int32
         assert part.shape == batch.positions.shape
-    assert 0 <= batch.positions.min() and batch.positions.max() < task.length
+    assert batch.positions.min() >= 0
+    assert batch.positions.max() < task.length
     assert all(len(set(row)) == len(row) for row in batch.positions.tolist())
-    assert 0 <= batch.targets.min() and batch.targets.max() < task.num_classes
+    assert batch.targets.min() >= 0
+    assert batch.targets.max() < task.num_classes
 
 
 @each_task
@@ -197,11 +201,13 @@ def test_tasks_are_values_that_fulfil_the_protocol(name):
     task = TASKS[name]()
     assert isinstance(task, Task)
     assert isinstance(task, TASKS[name])
-    assert hash(task) == hash(TASKS[name]()) and task == TASKS[name]()
+    assert hash(task) == hash(TASKS[name]())
+    assert task == TASKS[name]()
     assert task.load("train") is task.load("train")
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(task, "length", 10)  # noqa: B010
-    assert task.describe() and "\n" not in task.describe()
+    assert task.describe()
+    assert "\n" not in task.describe()
 
 
 @pytest.mark.parametrize(
@@ -259,6 +265,15 @@ def test_recall_draws_keys_and_values_uniformly():
         keys, values = inputs[:, 2 * pair], inputs[:, 2 * pair + 1]
         assert stats.chisquare(np.bincount(keys, minlength=11)[1:]).pvalue > MIN_P
         assert stats.chisquare(np.bincount(values, minlength=23)[11:]).pvalue > MIN_P
+
+
+def test_recall_draws_keys_values_and_slots_independently():
+    batch = draw(CASES["recall"].task)
+    drawn = (batch.inputs[:, 0], batch.targets[:, 0], batch.positions[:, 0])
+    for one, other in itertools.combinations(drawn, 2):
+        table = stats.contingency.crosstab(one, other).count
+        p_value: Any = stats.chi2_contingency(table)[1]
+        assert p_value > MIN_P
 
 
 def test_recall_may_use_every_key_and_every_slot():
@@ -427,7 +442,8 @@ def test_text_hash_depends_on_the_text_alone(tmp_path):
 def test_standard_library_is_the_default_text():
     task = RepeatedText()
     train, test = task.load("train"), task.load("test")
-    assert train.dtype == np.uint8 and train.max() < 128
+    assert train.dtype == np.uint8
+    assert train.max() < 128
     assert "def __init__(self" in text_of(train)
     assert test.size > 50_000
     assert "the standard library of Python" in task.describe()

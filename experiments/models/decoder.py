@@ -1,0 +1,110 @@
+"""The decoder that every mixer is tried in: embed, mix, answer.
+
+    x_0 = embed(inputs) + position code
+    x   = x + mixer(convolve(norm(x)))        once a layer
+    x   = x + mlp(norm(x))                    once a layer, if there is one
+    answer = norm(x)[positions] E^T           E the embedding itself where answers are tokens
+
+The mixer is all that differs between the models of a comparison. Answers are computed only at the
+positions that are asked: with a large vocabulary they are the dearest part of a step.
+
+Letters: B rows, L positions, A answers, C classes, D model width, F features.
+"""
+
+import jax.numpy as jnp
+from flax import linen
+from jaxtyping import Array, Float, Int
+
+import attn
+from experiments.config import ModelConfig
+from experiments.models import MIXERS
+from experiments.tasks import Task
+
+
+class Decoder(linen.Module):
+    """Rows and positions in, logits out; see the module docstring."""
+
+    config: ModelConfig
+    mixer: str
+    vocab_size: int | None
+    """Tokens; None for real-valued inputs."""
+    num_classes: int
+    max_length: int
+    """Rows of a learned position code."""
+
+    @linen.compact
+    def __call__(
+        self, inputs: Int[Array, "B L"] | Float[Array, "B L F"], positions: Int[Array, "B A"]
+    ) -> Float[Array, "B A C"]:
+        """Returns the logits of the answers asked at ``positions``."""
+        width = self.config.width
+        if self.vocab_size is None:
+            embed = None
+            x = linen.Dense(width, name="embed")(inputs)
+        else:
+            embed = linen.Embed(self.vocab_size, width, name="embed")
+            x = embed(inputs)
+        x = x + self._position_code(x.shape[-2])
+        for layer in range(self.config.num_layers):
+            h = linen.RMSNorm(name=f"norm_{layer}")(x)
+            if self.config.short_convolution:
+                h = ShortConvolution(self.config.short_convolution, name=f"convolution_{layer}")(h)
+            x = x + MIXERS[self.mixer](self.config, name=f"mixer_{layer}")(h)
+            if self.config.mlp_ratio:
+                h = linen.RMSNorm(name=f"mlp_norm_{layer}")(x)
+                h = linen.gelu(linen.Dense(self.config.mlp_ratio * width, name=f"mlp_in_{layer}")(h))
+                x = x + linen.Dense(width, name=f"mlp_out_{layer}")(h)
+        asked = jnp.take_along_axis(x, positions[..., None], axis=-2)
+        asked = linen.RMSNorm(name="norm_out")(asked)
+        if embed is not None and self.num_classes == self.vocab_size:
+            return embed.attend(asked)
+        return linen.Dense(self.num_classes, name="answer")(asked)
+
+    def _position_code(self, length: int) -> Float[Array, "L D"] | float:
+        match self.config.position:
+            case "sinusoidal":
+                return attn.positions.sinusoidal(jnp.arange(length), self.config.width)
+            case "learned":
+                shape = (self.max_length, self.config.width)
+                table = self.param("position", linen.initializers.normal(0.02), shape)
+                return attn.positions.learned(table, length)
+            case _:  # "none", and "rotary", which turns queries and keys inside the mixer
+                return 0.0
+
+
+class ShortConvolution(linen.Module):
+    """Each feature's weighted sum over its last ``size`` positions: ``y_t = sum_i w_i x_{t-i}``.
+
+    Begins near the identity. Gives every position a look at what stood just before it, which is what
+    recall needs first (Poli et al., arXiv 2302.10866, section 3; Arora et al., arXiv 2312.04927).
+    """
+
+    size: int
+
+    @linen.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Returns the convolved features; O(B L D size) time."""
+
+        def near_identity(rng, shape):
+            return linen.initializers.normal(shape[0] ** -0.5)(rng, shape).at[0].add(1.0)
+
+        taps = self.param("taps", near_identity, (self.size, x.shape[-1]))
+        length = x.shape[-2]
+        padded = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
+        return sum(
+            taps[i] * padded[:, self.size - 1 - i : self.size - 1 - i + length]
+            for i in range(self.size)
+        )
+
+
+def build_decoder(task: Task, config: ModelConfig, mixer: str) -> Decoder:
+    """Returns the decoder that reads the task's rows and gives its answers."""
+    return Decoder(config, mixer, task.vocab_size, task.num_classes, task.length)
+
+
+def receptive_field(config: ModelConfig, mixer: str) -> int | None:
+    """Returns the farthest distance at which a token can change an answer; None if unbounded."""
+    reach = MIXERS[mixer].reach(config)
+    if reach is None:
+        return None
+    return config.num_layers * (reach + max(config.short_convolution - 1, 0))
