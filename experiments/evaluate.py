@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from experiments.config import Config
 from experiments.models.decoder import build_decoder
@@ -131,7 +130,9 @@ def distance_bins(distances: Any) -> list[tuple[int, int]]:
     return [(start, min(start + width - 1, high)) for start in range(low, high + 1, width)]
 
 
-def attention_on_source(config: Config, mixer: str, params: Any, data: Any) -> dict[str, Any] | None:
+def attention_on_source(
+    config: Config, mixer: str, params: Any, data: Any
+) -> dict[str, Any] | None:
     """Returns the mean attention weight on the true source, by layer and head, and one map.
 
     None for a mixer that has no attention weights. ``uniform`` is the weight that a query would
@@ -146,7 +147,9 @@ def attention_on_source(config: Config, mixer: str, params: Any, data: Any) -> d
         _, sown = decoder.apply(
             {"params": params}, batch.inputs, batch.positions, mutable=["intermediates"]
         )
-        return batch, [x[0] for x in _layers(sown.get("intermediates", {}))]
+        layers: Any = sown.get("intermediates", {})
+        names = (f"mixer_{layer}" for layer in range(config.model.num_layers))
+        return batch, [layers[name]["weights"][0] for name in names if name in layers]
 
     batch, maps = jax.device_get(look(params, data))
     if not maps:
@@ -167,8 +170,3 @@ def attention_on_source(config: Config, mixer: str, params: Any, data: Any) -> d
             "sources": batch.sources[0].tolist(),
         },
     }
-
-
-def _layers(intermediates: dict[str, Any]) -> list[tuple[Float[Array, "B N L L"], ...]]:
-    """Returns the weights that the layers sowed, first layer first."""
-    return [intermediates[name]["weights"] for name in sorted(intermediates)]

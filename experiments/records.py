@@ -1,7 +1,7 @@
 """The run folder: everything a run leaves behind, written so that a kill loses nothing.
 
     runs/NAME-DIGEST/           DIGEST is of the resolved config: another config, another folder
-      config.json               the resolved config
+      config.json               the resolved config, and what the data is
       environment.json          versions, device, commit of each start
       MIXER/metrics.jsonl       a line a step
       MIXER/checkpoints/STEP/   parameters, optimiser, step
@@ -43,7 +43,8 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config, name: str, parent: pathlib.Path) -> "RunFolder":
         """Returns the folder of this config, made with its config.json if it is new."""
-        text = json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
+        resolved = {**to_dict(config), "data": config.task.describe()}
+        text = json.dumps(resolved, indent=2) + "\n"
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         folder = cls(parent / f"{name}-{digest}")
         (folder.path / "figures").mkdir(parents=True, exist_ok=True)
@@ -55,13 +56,30 @@ class RunFolder:
         (self.path / name).mkdir(exist_ok=True)
         return MixerRecord(self.path / name)
 
+    def begin(self, environment: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the environments of all starts, this one last, having noted it."""
+        path = self.path / "environment.json"
+        environments = [*(read_json(path) or []), environment]
+        write_json(path, environments)
+        return environments
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        write_json(self.path / "finished.json", summary)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config as plain values."""
+        return read_json(self.path / "config.json")
+
     @property
     def figures(self) -> pathlib.Path:
+        """Where figures are drawn."""
         return self.path / "figures"
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What the last write of a finished run was; None if it has not finished."""
+        """What ``finish`` was told; None if the run has not finished."""
         return read_json(self.path / "finished.json")
 
 
@@ -95,7 +113,9 @@ class MixerRecord:
         rows = zip(*columns.values(), strict=True)
         with (self.path / "metrics.jsonl").open("a") as file:
             for step, row in enumerate(rows, first + 1):
-                file.write(json.dumps({"step": step, **dict(zip(columns, row, strict=True))}) + "\n")
+                file.write(
+                    json.dumps({"step": step, **dict(zip(columns, row, strict=True))}) + "\n"
+                )
             file.flush()
             os.fsync(file.fileno())
 
@@ -111,8 +131,13 @@ class MixerRecord:
         return lines
 
     @property
-    def evaluation(self) -> dict[str, Any] | None:
-        """The evaluation, or None if it has not been written."""
+    def is_evaluated(self) -> bool:
+        """Whether the evaluation has been written."""
+        return (self.path / "evaluation.json").exists()
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What ``experiments.evaluate`` found, once it is written."""
         return read_json(self.path / "evaluation.json")
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
@@ -152,7 +177,9 @@ def _commit() -> str:
         return run.stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -23,8 +23,9 @@ from experiments import plot, report
 from experiments.config import Config
 from experiments.evaluate import evaluate
 from experiments.models.decoder import receptive_field
-from experiments.records import MixerRecord, RunFolder, environment, write_json
-from experiments.train import NonFiniteLoss, StepMetrics, TrainState, initial_state, train
+from experiments.records import MixerRecord, RunFolder, environment
+from experiments.tasks import Chance
+from experiments.train import NonFiniteLoss, StepMetrics, initial_state, train
 
 USAGE = "usage: python -m experiments.run CONFIG.py [--FIELD VALUE ...] [--help]"
 RUNS = pathlib.Path("runs")
@@ -83,7 +84,7 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
     folder = RunFolder.of(config, name, parent)
     if folder.finished is not None:
         console.print(f"{folder.path} has finished: nothing to do. Delete it to run again.")
-        console.print(report.table(config, folder))
+        console.print(report.table(config, folder, Chance(**folder.finished["chance"])))
         return folder
     train_data, test_data = (_on_device(config.task.load(split)) for split in ("train", "test"))
     environments = folder.begin(environment())
@@ -93,7 +94,7 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
         record, begun = folder.mixer(mixer), time.monotonic()
         params = train_with_progress(config, mixer, record, train_data, console)
         trained = time.monotonic()
-        if record.evaluation is None:
+        if not record.is_evaluated:
             with console.status(f"{mixer}: evaluating"):
                 record.write_evaluation(evaluate(config, mixer, params, test_data))
         seconds[mixer] = {
@@ -102,9 +103,88 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
         }
     with console.status("drawing"):
         chance = config.task.chance(test_data)
-        plot.draw_all(config, folder, chance)
-        report.write(config, folder, chance, environments)
-    write_json(folder.path / "finished.json", {"seconds": seconds})
+        figures = plot.draw_all(config, folder, chance)
+        report.write(config, folder, chance, figures, environments)
+    folder.finish({"seconds": seconds, "chance": chance._asdict()})
     console.print(report.table(config, folder, chance))
     console.print(f"report and figures: {folder.path / 'report.md'}")
     return folder
+
+
+def announce(
+    config: Config, folder: RunFolder, environment: dict[str, Any], console: Console
+) -> None:
+    """Prints what the run will do."""
+    rows = [
+        ("claim", config.claim or "none stated"),
+        ("task", config.task.describe()),
+        ("mixers", ", ".join(config.mixers)),
+        ("model", describe_model(config)),
+        ("device", f"{environment['device']}, {environment['cores']} cores"),
+        (
+            "budget",
+            f"{config.train.steps:,} steps of {config.train.batch_size} rows of "
+            f"{config.task.length} tokens: {config.tokens:,} tokens for each mixer",
+        ),
+        ("seed", str(config.seed)),
+        ("folder", str(folder.path)),
+    ]
+    for label, text in rows:
+        console.print(f"[bold]{label:<7}[/bold] {text}", highlight=False)
+
+
+def describe_model(config: Config) -> str:
+    """Returns the decoder in a line, with its parameters."""
+    data = config.task.load("train")
+    state = jax.eval_shape(lambda: initial_state(config, config.mixers[0], data))
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+    reaches = (
+        f"{mixer} reaches {'any distance' if reach is None else f'{reach} tokens back'}"
+        for mixer in config.mixers
+        for reach in [receptive_field(config.model, mixer)]
+    )
+    return (
+        f"{config.model.num_layers} layers, width {config.model.width}, {config.model.num_heads} "
+        f"heads, {parameters:,} parameters; {', '.join(reaches)}"
+    )
+
+
+def train_with_progress(
+    config: Config, mixer: str, record: MixerRecord, data: Any, console: Console
+) -> Any:
+    """Returns the trained parameters of a mixer, showing loss, rate and time left."""
+    state = record.resume(initial_state(config, mixer, data))
+    if int(state.step) == config.train.steps:
+        return state.params
+    if int(state.step):
+        console.print(f"{mixer}: going on from step {int(state.step):,}")
+    columns = (
+        rich.progress.TextColumn(f"{mixer:<10}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("loss {task.fields[loss]:.4f}"),
+        rich.progress.TextColumn("{task.fields[rate]:.1f} steps/s"),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as progress:
+        shown = progress.add_task(
+            mixer, total=config.train.steps, completed=int(state.step), loss=math.nan, rate=math.nan
+        )
+
+        def show(first: int, metrics: StepMetrics) -> None:
+            record.append(first, metrics)
+            done, loss = len(metrics.loss), float(metrics.loss.mean())
+            progress.update(
+                shown, advance=done, loss=loss, rate=progress.tasks[0].speed or math.nan
+            )
+
+        return train(config, mixer, state, data, record=show, save=record.save).params
+
+
+def _on_device(data: Any) -> Any:
+    return jax.tree.map(jnp.asarray, data)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -82,7 +82,7 @@ def answer_losses(
     decoder: Decoder, params: Any, batch: Batch
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
     """Returns the cross-entropy of every answer, in nats, and 1 where the likeliest is right."""
-    logits = decoder.apply({"params": params}, batch.inputs, batch.positions)
+    logits: Any = decoder.apply({"params": params}, batch.inputs, batch.positions)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     return losses, (jnp.argmax(logits, axis=-1) == batch.targets).astype(losses.dtype)
 

@@ -1,6 +1,6 @@
 """Attention as a mixer: over the whole past, or over a window of it, with the same parameters."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flax import linen
 from jaxtyping import Array, Float
@@ -24,21 +24,20 @@ class FullAttention(linen.Module):
         """Returns what each position takes from those it sees."""
         reach = self.reach(self.config)
         looking = self.is_mutable_collection("intermediates") and not self.is_initializing()
-        attend = attn.MultiHeadAttention(
+        attend: Any = attn.MultiHeadAttention(
             num_heads=self.config.num_heads,
             rotary=self.config.position == "rotary",
             use_bias=False,
             name="attention",
         )
-        result = attend(
-            x,
-            is_causal=True,
-            local_window_size=None if reach is None else (reach, 0),
-            return_weights=looking,
-        )
-        if looking:
-            result, weights = result
-            self.sow("intermediates", "weights", weights)
+        options = {
+            "is_causal": True,
+            "local_window_size": None if reach is None else (reach, 0),
+        }
+        if not looking:
+            return attend(x, **options)
+        result, weights = attend(x, return_weights=True, **options)
+        self.sow("intermediates", "weights", weights)
         return result
 
     @staticmethod

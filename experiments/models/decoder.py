@@ -11,6 +11,8 @@ positions that are asked: with a large vocabulary they are the dearest part of a
 Letters: B rows, L positions, A answers, C classes, D model width, F features.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float, Int
@@ -52,7 +54,9 @@ class Decoder(linen.Module):
             x = x + MIXERS[self.mixer](self.config, name=f"mixer_{layer}")(h)
             if self.config.mlp_ratio:
                 h = linen.RMSNorm(name=f"mlp_norm_{layer}")(x)
-                h = linen.gelu(linen.Dense(self.config.mlp_ratio * width, name=f"mlp_in_{layer}")(h))
+                h = linen.gelu(
+                    linen.Dense(self.config.mlp_ratio * width, name=f"mlp_in_{layer}")(h)
+                )
                 x = x + linen.Dense(width, name=f"mlp_out_{layer}")(h)
         asked = jnp.take_along_axis(x, positions[..., None], axis=-2)
         asked = linen.RMSNorm(name="norm_out")(asked)
@@ -60,7 +64,7 @@ class Decoder(linen.Module):
             return embed.attend(asked)
         return linen.Dense(self.num_classes, name="answer")(asked)
 
-    def _position_code(self, length: int) -> Float[Array, "L D"] | float:
+    def _position_code(self, length: int) -> Float[Array, "..."]:
         match self.config.position:
             case "sinusoidal":
                 return attn.positions.sinusoidal(jnp.arange(length), self.config.width)
@@ -69,14 +73,15 @@ class Decoder(linen.Module):
                 table = self.param("position", linen.initializers.normal(0.02), shape)
                 return attn.positions.learned(table, length)
             case _:  # "none", and "rotary", which turns queries and keys inside the mixer
-                return 0.0
+                return jnp.zeros(())
 
 
 class ShortConvolution(linen.Module):
     """Each feature's weighted sum over its last ``size`` positions: ``y_t = sum_i w_i x_{t-i}``.
 
-    Begins near the identity. Gives every position a look at what stood just before it, which is what
-    recall needs first (Poli et al., arXiv 2302.10866, section 3; Arora et al., arXiv 2312.04927).
+    Begins near the identity. Gives every position a look at what stood just before it,
+    which is what recall needs first (Poli et al., arXiv 2302.10866, section 3; Arora et al.,
+    arXiv 2312.04927).
     """
 
     size: int
@@ -91,10 +96,11 @@ class ShortConvolution(linen.Module):
         taps = self.param("taps", near_identity, (self.size, x.shape[-1]))
         length = x.shape[-2]
         padded = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
-        return sum(
+        mixed: Any = sum(
             taps[i] * padded[:, self.size - 1 - i : self.size - 1 - i + length]
             for i in range(self.size)
         )
+        return mixed
 
 
 def build_decoder(task: Task, config: ModelConfig, mixer: str) -> Decoder:

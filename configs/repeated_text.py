@@ -1,0 +1,22 @@
+"""The main job: attention recalls real text 95 characters back; a window of 16 cannot.
+
+Command   python -m experiments.run configs/repeated_text.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.tasks import RepeatedText
+
+
+def get_config() -> Config:
+    """Returns the config of the main job."""
+    return Config(
+        claim=(
+            "Reading a text for the second time, attention recalls it from 95 characters back; "
+            "the same model with a window of 16 characters cannot."
+        ),
+        task=RepeatedText(num_characters=96),
+        model=ModelConfig(num_heads=1, position="rotary"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        train=TrainConfig(steps=800, batch_size=32),
+        evaluate=EvaluateConfig(num_answers=100_000),
+    )

@@ -1,0 +1,19 @@
+"""Seconds: attention finds a token again at any distance, a window of 4 does not.
+
+Command   python -m experiments.run configs/smoke.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.tasks import Induction
+
+
+def get_config() -> Config:
+    """Returns the config of the run that tests and continuous integration train."""
+    return Config(
+        claim="Attention completes a pattern wherever it first stood; a window of 4 does not.",
+        task=Induction(length=32),
+        model=ModelConfig(num_heads=1, window=4),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        train=TrainConfig(steps=150, checkpoint_every=50),
+        evaluate=EvaluateConfig(num_answers=2000),
+    )
