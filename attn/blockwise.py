@@ -56,8 +56,8 @@ class Outputs(NamedTuple):
 class TileSizes(NamedTuple):
     """The greatest sides of a tile."""
 
-    query: int = 512
-    key: int = 512
+    query: int = 256
+    key: int = 256
 
 
 class Grid(NamedTuple):

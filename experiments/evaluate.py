@@ -135,11 +135,12 @@ def attention_on_source(
 ) -> dict[str, Any] | None:
     """Returns the mean attention weight on the true source, by layer and head, and one map.
 
-    None for a mixer that has no attention weights. ``uniform`` is the weight that a query would
-    put there if it looked at all of its past alike.
+    A source stands at its own positions and in the few after them, into which the short
+    convolution carries it; the weight is on all of these. ``uniform`` is the weight that a query
+    would put there if it looked at all of its past alike. None for a mixer without weights.
     """
     decoder = build_decoder(config.task, config.model, mixer)
-    width = config.task.source_width
+    carried = max(config.model.short_convolution - 1, 0)
 
     @jax.jit
     def look(params: Any, data: Any):
@@ -157,16 +158,24 @@ def attention_on_source(
     known = batch.sources != NO_SOURCE
     row, _ = np.nonzero(known)
     asked, source = batch.positions[known], batch.sources[known]
-    span = source[:, None] - np.arange(width)
-    mass = np.stack([m[row[:, None], :, asked[:, None], span].sum(1).mean(0) for m in maps])
+    span = source[:, None] + np.arange(1 - config.task.source_width, carried + 1)
+    span = np.minimum(span, asked[:, None])
+    is_first = np.diff(span, prepend=-1) > 0
+    mass = np.stack(
+        [
+            (m[row[:, None], :, asked[:, None], span] * is_first[..., None]).sum(1).mean(0)
+            for m in maps
+        ]
+    )
     layer, head = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
     return {
         "mass_on_source": mass.tolist(),
-        "uniform": float(np.mean(width / (asked + 1))),
+        "uniform": float(np.mean(is_first.sum(1) / (asked + 1))),
         "best": {"layer": layer, "head": head, "mass": float(mass[layer, head])},
         "example": {
             "map": np.round(maps[layer][0, head], 4).tolist(),
             "positions": batch.positions[0].tolist(),
             "sources": batch.sources[0].tolist(),
+            "spans": [config.task.source_width - 1, carried],
         },
     }

@@ -170,15 +170,17 @@ def attention_map(axes: Axes, mixer: str, attention: dict[str, Any]) -> None:
         for source, position in zip(example["sources"], example["positions"], strict=True)
         if source != NO_SOURCE
     ]
+    before, after = example["spans"]
     if len(pairs) < MANY_ANSWERS:
+        size = {"width": before + after + 2, "height": 2}
         for source, position in pairs:
-            corner = (source - 1.5, position - 1.5)
-            axes.add_patch(Rectangle(corner, 3, 3, fill=False, edgecolor=COLOURS[1], linewidth=1.2))
+            corner = (source - before - 1, position - 1)
+            axes.add_patch(Rectangle(corner, **size, fill=False, edgecolor=COLOURS[1]))
         label = "boxes: true sources"
     else:
         x, y = np.array(pairs).T
-        for shift in (-3, 3):
-            axes.plot(x + shift, y, color=COLOURS[1], linewidth=0.8)
+        for edge in (x - before - 1.5, x + after + 1.5):
+            axes.plot(edge, y, color=COLOURS[1], linewidth=0.8)
         label = "between the lines: true sources"
     axes.set_title(
         f"{mixer}: layer {best['layer'] + 1}, head {best['head'] + 1}; "

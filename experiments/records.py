@@ -17,16 +17,15 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from experiments.config import Config, to_dict
 from experiments.train import StepMetrics, TrainState
@@ -91,21 +90,21 @@ class MixerRecord:
 
     def resume(self, blank: TrainState) -> TrainState:
         """Returns the last checkpoint, or ``blank``; cuts the metrics back to it."""
-        with self._checkpoints() as manager:
-            step = manager.latest_step()
-            state = blank
-            if step is not None:
-                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, blank)
-                state = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        state = self._checkpoints.restore(self.path / "checkpoints", blank)
         lines = self.metrics()[: int(state.step)]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
         return state
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint; the one before it stays until this one is complete."""
-        with self._checkpoints() as manager:
-            if manager.latest_step() != int(state.step):
-                manager.save(int(state.step), args=ocp.args.StandardSave(state))
+        self._checkpoints.save(self.path / "checkpoints", state)
+
+    @property
+    def _checkpoints(self) -> ModuleType:
+        # Orbax takes a second to import, which --help and a finished run need not wait for.
+        from experiments import checkpoints
+
+        return checkpoints
 
     def append(self, first: int, metrics: StepMetrics) -> None:
         """Appends the metrics of steps ``first + 1`` and on, and sees them on the disk."""
@@ -143,11 +142,6 @@ class MixerRecord:
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Keeps the evaluation."""
         write_json(self.path / "evaluation.json", evaluation)
-
-    def _checkpoints(self) -> ocp.CheckpointManager:
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        return ocp.CheckpointManager((self.path / "checkpoints").resolve(), options=options)
 
 
 def environment() -> dict[str, Any]:

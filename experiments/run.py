@@ -19,7 +19,7 @@ import rich.progress
 import tyro
 from rich.console import Console
 
-from experiments import plot, report
+from experiments import report
 from experiments.config import Config
 from experiments.evaluate import evaluate
 from experiments.models.decoder import receptive_field
@@ -102,6 +102,8 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
             "evaluate": round(time.monotonic() - trained, 1),
         }
     with console.status("drawing"):
+        from experiments import plot  # matplotlib takes two seconds to import
+
         chance = config.task.chance(test_data)
         figures = plot.draw_all(config, folder, chance)
         report.write(config, folder, chance, figures, environments)
@@ -175,9 +177,10 @@ def train_with_progress(
         def show(first: int, metrics: StepMetrics) -> None:
             record.append(first, metrics)
             done, loss = len(metrics.loss), float(metrics.loss.mean())
-            progress.update(
-                shown, advance=done, loss=loss, rate=progress.tasks[0].speed or math.nan
-            )
+            rate = progress.tasks[0].speed or math.nan
+            progress.update(shown, advance=done, loss=loss, rate=rate)
+            if not console.is_terminal and (first + done) % config.train.checkpoint_every == 0:
+                console.print(f"{mixer}: step {first + done:,}, loss {loss:.4f}")
 
         return train(config, mixer, state, data, record=show, save=record.save).params
 

@@ -1,6 +1,7 @@
 """Induction heads: after the trigger comes again, say what came after it the first time."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ class Induction:
 
     def chance(self, data: Any = ()) -> Chance:
         """A uniform guess among the ordinary tokens: the rest of the row says nothing of it."""
-        return Chance(accuracy=1 / NUM_ORDINARY, bits=4.0)
+        return Chance(accuracy=1 / NUM_ORDINARY, bits=math.log2(NUM_ORDINARY))
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` rows with one answer each (A = 1)."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
-from scipy.stats import entropy
 
 from experiments.tasks.task import Batch, Chance, Split
 
@@ -139,7 +138,7 @@ class NoisyDigits:
     def chance(self, data: Digits) -> Chance:
         """Always the most frequent digit; the entropy of the digits of ``data``."""
         counts = np.bincount(np.asarray(data.labels))
-        return Chance(float(counts.max() / counts.sum()), float(entropy(counts, base=2)))
+        return Chance.of_counts(counts)
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` images drawn from ``data`` with one answer each (A = 1)."""

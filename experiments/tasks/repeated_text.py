@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
-from scipy.stats import entropy
 
 from experiments.tasks.task import NO_SOURCE, Batch, Chance, Split
 
@@ -172,7 +171,7 @@ class RepeatedText:
     def chance(self, data: Any) -> Chance:
         """Always the most frequent character; the entropy of the characters of ``data``."""
         counts = np.bincount(np.asarray(data))
-        return Chance(float(counts.max() / counts.sum()), float(entropy(counts, base=2)))
+        return Chance.of_counts(counts)
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` windows of ``data`` with an answer at every position (A = L)."""

@@ -11,6 +11,7 @@ A task is a frozen dataclass: its fields are its settings (they appear on the co
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Split = Literal["train", "test"]
@@ -47,6 +48,12 @@ class Chance(NamedTuple):
     """Share of right answers, in [0, 1]."""
     bits: float
     """Cross-entropy of an answer, in bits."""
+
+    @classmethod
+    def of_counts(cls, counts: Int[np.ndarray, "C"]) -> "Chance":
+        """The score of knowing only how often each answer occurs: its mode, its entropy."""
+        shares = counts[counts > 0] / counts.sum()
+        return cls(float(shares.max()), float(-np.sum(shares * np.log2(shares))))
 
 
 @runtime_checkable

@@ -1,0 +1,73 @@
+"""README's code runs as it stands there."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
+def test_python_blocks_run(code: str):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_python_blocks_exist():
+    assert any(language == "python" for language, _ in BLOCKS)
+
+
+def commands() -> list[list[str]]:
+    """Every command of README's shell blocks, split; comments and line continuations resolved."""
+    lines = "".join(code for language, code in BLOCKS if language == "bash").replace("\\\n", " ")
+    parts = [part for line in lines.splitlines() for part in re.split(r"&&|;", line)]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def test_commands_name_what_exists():
+    modules = set()
+    for words in commands():
+        for word in words:
+            if word.endswith((".py", ".txt")):
+                assert (ROOT / word).is_file(), words
+        if "-m" in words and words[words.index("-m") + 1].startswith(("experiments", "benchmarks")):
+            modules.add(words[words.index("-m") + 1])
+    for module in modules:
+        run = subprocess.run(
+            [sys.executable, "-m", module, "--help"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+    assert "experiments.run" in modules
+
+
+def test_installs_name_extras_that_exist():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    installed = re.findall(r"\.\[([\w,]+)\]", README)
+    assert installed
+    for names in installed:
+        assert set(names.split(",")) <= set(project["optional-dependencies"]), names
+
+
+def test_tree_names_every_file():
+    tree = next(code for language, code in BLOCKS if language == "text" and "attn/" in code)
+    folders = ("attn", "experiments", "configs", "benchmarks")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    names = {path.name for path in paths} - {"__init__.py"}
+    assert not {name for name in names if name not in tree}
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert link.startswith("http") or (ROOT / link).exists(), link
