@@ -16,7 +16,7 @@ def get_config() -> Config:
         ),
         task=Recall(vocab_size=256, length=64, num_pairs=8),
         model=ModelConfig(num_heads=1),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        train=TrainConfig(steps=600, batch_size=64),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        train=TrainConfig(steps=1200, batch_size=64),
         evaluate=EvaluateConfig(num_answers=40_000),
     )

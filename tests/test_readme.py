@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -47,11 +48,7 @@ def test_commands_name_what_exists():
 
 
 def test_installs_name_extras_that_exist():
-    import tomllib
-
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     installed = re.findall(r"\.\[([\w,]+)\]", README)
     assert installed
     for names in installed:

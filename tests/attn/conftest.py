@@ -1,0 +1,27 @@
+"""What is under test: every implementation of the registry, and the tiled one in small tiles."""
+
+import functools
+
+import pytest
+
+from attn.blockwise import TileSizes, blockwise_attention
+from attn.dot_product import IMPLEMENTATIONS
+
+SMALL_TILES = "blockwise in small tiles"
+
+
+# Last, so that all implementations of a case run in a row and share what they are compared with.
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc):
+    if "implementation" in metafunc.fixturenames:
+        names = [*IMPLEMENTATIONS, SMALL_TILES]
+        metafunc.parametrize("implementation", names, indirect=True)
+
+
+@pytest.fixture
+def implementation(request, monkeypatch):
+    """The name of an implementation, for ``attn.dot_product_attention(implementation=...)``."""
+    if request.param == SMALL_TILES:
+        tiled = functools.partial(blockwise_attention, tile_sizes=TileSizes(query=4, key=5))
+        monkeypatch.setitem(IMPLEMENTATIONS, SMALL_TILES, tiled)
+    return request.param

@@ -1,0 +1,240 @@
+"""Wrong input is found before any computation, and named: what came, what was expected."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn import masks
+from attn.dot_product import IMPLEMENTATIONS
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+FITTING = {
+    "query": zeros(2, 13, 6, 5),
+    "key": zeros(2, 17, 3, 5),
+    "value": zeros(2, 17, 3, 7),
+}
+
+WRONG_VALUES = {
+    "query without heads": ({"query": zeros(13, 5)}, "query", "(13, 5)", "[..., T, N, H]"),
+    "key without heads": ({"key": zeros(17, 5)}, "key", "(17, 5)", "[..., S, K, H]"),
+    "value without heads": ({"value": zeros(17, 7)}, "value", "(17, 7)", "[..., S, K, V]"),
+    "no queries": ({"query": zeros(2, 0, 6, 5)}, "query", "(2, 0, 6, 5)", "at least 1"),
+    "no keys": (
+        {"key": zeros(2, 0, 3, 5), "value": zeros(2, 0, 3, 7)},
+        "key",
+        "(2, 0, 3, 5)",
+        "at least 1",
+    ),
+    "no width": ({"value": zeros(2, 17, 3, 0)}, "value", "(2, 17, 3, 0)", "at least 1"),
+    "leading axes of key": (
+        {"key": zeros(3, 17, 3, 5)},
+        "key",
+        "(3, 17, 3, 5)",
+        "leading axes (2,)",
+    ),
+    "missing leading axis of key": (
+        {"key": zeros(17, 3, 5)},
+        "key",
+        "(17, 3, 5)",
+        "leading axes (2,)",
+    ),
+    "leading axes of value": (
+        {"value": zeros(1, 17, 3, 7)},
+        "value",
+        "(1, 17, 3, 7)",
+        "leading axes (2,)",
+    ),
+    "head width of key": ({"key": zeros(2, 17, 3, 4)}, "key", "(2, 17, 3, 4)", "H = 5"),
+    "key heads that do not divide": (
+        {"key": zeros(2, 17, 4, 5), "value": zeros(2, 17, 4, 7)},
+        "key",
+        "(2, 17, 4, 5)",
+        "6 heads",
+    ),
+    "more key heads than query heads": (
+        {"key": zeros(2, 17, 12, 5), "value": zeros(2, 17, 12, 7)},
+        "key",
+        "12",
+        "6 heads",
+    ),
+    "value of other length": (
+        {"value": zeros(2, 16, 3, 7)},
+        "value",
+        "(2, 16, 3, 7)",
+        "(2, 17, 3, 'V')",
+    ),
+    "value of other heads": (
+        {"value": zeros(2, 17, 6, 7)},
+        "value",
+        "(2, 17, 6, 7)",
+        "(2, 17, 3, 'V')",
+    ),
+    "bias": ({"bias": zeros(6, 17, 13)}, "bias", "(6, 17, 13)", "(2, 6, 13, 17)"),
+    "bias of key heads": ({"bias": zeros(3, 13, 17)}, "bias", "(3, 13, 17)", "(2, 6, 13, 17)"),
+    "bias of too many axes": (
+        {"bias": zeros(1, 2, 6, 13, 17)},
+        "bias",
+        "(1, 2, 6, 13, 17)",
+        "(2, 6, 13, 17)",
+    ),
+    "mask": ({"mask": zeros(2, 13, 17, dtype=bool)}, "mask", "(2, 13, 17)", "(2, 6, 13, 17)"),
+    "mask of too many axes": (
+        {"mask": zeros(1, 1, 1, 1, 17, dtype=bool)},
+        "mask",
+        "(1, 1, 1, 1, 17)",
+        "(2, 6, 13, 17)",
+    ),
+    "mask value of more queries": (
+        {"mask": masks.Dense(zeros(14, 17, dtype=bool))},
+        "mask",
+        "(14, 17)",
+        "(2, 6, 13, 17)",
+    ),
+    "mask value of fewer queries": (
+        {"mask": masks.Dense(zeros(12, 17, dtype=bool))},
+        "mask",
+        "(12, 17)",
+        "(2, 6, 13, 17)",
+    ),
+    "lengths in a mask value": (
+        {"mask": masks.Causal() & masks.Lengths(key=zeros(3, dtype=int))},
+        "mask",
+        "(3,)",
+        "(2,)",
+    ),
+    "query_seq_lengths": (
+        {"query_seq_lengths": zeros(3, dtype=int)},
+        "query_seq_lengths",
+        "(3,)",
+        "(2,)",
+    ),
+    "key_value_seq_lengths": (
+        {"key_value_seq_lengths": zeros(2, 1, dtype=int)},
+        "key_value_seq_lengths",
+        "(2, 1)",
+        "(2,)",
+    ),
+    "scale": ({"scale": zeros(6)}, "scale", "(6,)", "single number"),
+    "negative window": ({"local_window_size": -1}, "local_window_size", "-1", "0 or more"),
+    "negative side": ({"local_window_size": (2, -3)}, "local_window_size", "(2, -3)", "0 or more"),
+    "window of three": ({"local_window_size": (1, 2, 3)}, "local_window_size", "(1, 2, 3)", "two"),
+    "fraction of a window": ({"local_window_size": 1.5}, "local_window_size", "1.5", "int"),
+    "alignment": ({"alignment": "left"}, "alignment", "'left'", "'start', 'end'"),
+    "implementation": (
+        {"implementation": "xla"},
+        "implementation",
+        "'xla'",
+        "'blockwise', 'reference'",
+    ),
+}
+
+WRONG_TYPES = {
+    "no array": ({"query": None}, "query", "NoneType", "array"),
+    "text": ({"key": "key"}, "key", "str", "array"),
+    "integers": ({"query": zeros(2, 13, 6, 5, dtype=int)}, "query", "int", "float32"),
+    "complex": ({"query": zeros(2, 13, 6, 5, dtype=complex)}, "query", "complex", "float32"),
+    "dtype of key": ({"key": zeros(2, 17, 3, 5, dtype=np.float16)}, "key", "float16", "float32"),
+    "dtype of value": (
+        {"value": zeros(2, 17, 3, 7).astype(jnp.bfloat16)},
+        "value",
+        "bfloat16",
+        "float32",
+    ),
+    "bias of booleans": ({"bias": zeros(13, 17, dtype=bool)}, "bias", "bool", "float"),
+    "mask of floats": ({"mask": zeros(13, 17)}, "mask", "float32", "bool"),
+    "mask of integers": ({"mask": zeros(13, 17, dtype=int)}, "mask", "int", "bool"),
+    "mask that is a class": ({"mask": masks.Window}, "mask", "type", "array"),
+    "mask value of floats": ({"mask": masks.Dense(zeros(13, 17))}, "mask", "float32", "bool"),
+    "lengths of floats": (
+        {"query_seq_lengths": zeros(2)},
+        "query_seq_lengths",
+        "float32",
+        "integer",
+    ),
+    "lengths of booleans": (
+        {"key_value_seq_lengths": zeros(2, dtype=bool)},
+        "key_value_seq_lengths",
+        "bool",
+        "integer",
+    ),
+    "is_causal": ({"is_causal": 1}, "is_causal", "1", "bool"),
+    "text as scale": ({"scale": "half"}, "scale", "half", "number"),
+    "complex scale": ({"scale": 1j}, "scale", "1j", "number"),
+}
+
+
+@pytest.fixture
+def _nothing_runs(monkeypatch):
+    def run(*_):
+        raise AssertionError("computed before the arguments were checked")
+
+    for name in IMPLEMENTATIONS:
+        monkeypatch.setitem(IMPLEMENTATIONS, name, run)
+
+
+def assert_refused(function, error, wrong, name, came, expected):
+    """The message begins with the argument and tells what came and what was expected."""
+    with pytest.raises(error) as caught:
+        function(**(FITTING | wrong))
+    message = str(caught.value)
+    assert message.startswith(f"{name} "), message
+    assert came in message
+    assert expected in message
+
+
+@pytest.mark.usefixtures("_nothing_runs")
+@pytest.mark.parametrize("wrong", WRONG_VALUES)
+def test_wrong_value(wrong):
+    assert_refused(attn.dot_product_attention, ValueError, *WRONG_VALUES[wrong])
+
+
+@pytest.mark.usefixtures("_nothing_runs")
+@pytest.mark.parametrize("wrong", WRONG_TYPES)
+def test_wrong_type(wrong):
+    assert_refused(attn.dot_product_attention, TypeError, *WRONG_TYPES[wrong])
+
+
+@pytest.mark.parametrize("named", [None, *IMPLEMENTATIONS])
+def test_implementation_that_is_named_runs_and_no_other(named, monkeypatch):
+    """Without a name, the first."""
+
+    def never(*_):
+        raise AssertionError("not the one that was named")
+
+    marked = IMPLEMENTATIONS[named or next(iter(IMPLEMENTATIONS))]
+    for name, function in IMPLEMENTATIONS.items():
+        monkeypatch.setitem(IMPLEMENTATIONS, name, function if function is marked else never)
+    attend = functools.partial(attn.dot_product_attention, implementation=named)
+    assert jax.eval_shape(attend, **FITTING).shape == (2, 13, 6, 7)
+
+
+@pytest.mark.parametrize("function", [attn.attention_scores, attn.attention_weights])
+def test_maps_refuse_the_same(function):
+    def of_query_and_key(value, **arguments):
+        return function(**arguments)
+
+    for wrong in ("head width of key", "bias", "mask", "query_seq_lengths", "alignment"):
+        assert_refused(of_query_and_key, ValueError, *WRONG_VALUES[wrong])
+
+
+@pytest.mark.usefixtures("_nothing_runs")
+def test_wrong_value_is_refused_while_tracing():
+    wrong = WRONG_VALUES["bias"]
+    assert_refused(lambda **x: jax.eval_shape(attn.dot_product_attention, **x), ValueError, *wrong)
+
+
+def test_what_is_accepted():
+    """Lists, NumPy's scalars, and lengths of one call without leading axes."""
+    one = [[[1.0, 2.0]], [[3.0, 4.0]]]
+    output = attn.dot_product_attention(
+        one, one, one, key_value_seq_lengths=[1], is_causal=np.bool_(True), local_window_size=[1, 1]
+    )
+    np.testing.assert_allclose(output, [one[0], one[0]])

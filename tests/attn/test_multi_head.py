@@ -1,0 +1,200 @@
+"""The module: linen's parameters, linen's numbers, and what linen's module does not have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+import attn
+from attn import MultiHeadAttention
+from tests.attn import oracle
+from tests.attn.cases import FLOAT32, assert_close, jit
+
+B, T, S, D, E, N = 2, 13, 17, 11, 7, 3
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def parameters(module, *inputs, **options):
+    """Returns normal numbers in place of all parameters; biases are then not 0."""
+    init = functools.partial(module.init, **options)
+    tree = jax.eval_shape(init, jax.random.key(0), *inputs)
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten([normal(*x.shape, seed=i) * 0.3 for i, x in enumerate(leaves)])
+
+
+def shapes(tree):
+    return {jax.tree_util.keystr(k): (x.shape, x.dtype) for k, x in jax.tree.leaves_with_path(tree)}
+
+
+SELF, CROSS, THREE = (
+    (normal(B, T, D),),
+    (normal(B, T, D), normal(B, S, E, seed=1)),
+    (normal(B, T, D), normal(B, S, E, seed=1), normal(B, S, 5, seed=2)),
+)
+MASK = np.random.default_rng(0).random((B, 1, T, S)) < 0.7
+MASK[..., 0] = True
+LINEN_CASES = {
+    "self": (SELF, {}, {}),
+    "causal": (
+        SELF,
+        {"is_causal": True},
+        {"mask": np.broadcast_to(np.tri(T, dtype=bool), (B, 1, T, T))},
+    ),
+    "cross": (CROSS, {"mask": MASK}, {"mask": MASK}),
+    "keys apart from values": (THREE, {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", LINEN_CASES)
+def test_parameters_of_linen_give_the_numbers_of_linen(name):
+    """One set of parameters in both modules: the same outputs and the same gradients."""
+    inputs, our_options, linen_options = LINEN_CASES[name]
+    sizes = {"num_heads": N, "qkv_features": 15, "out_features": 5}
+    ours, theirs = MultiHeadAttention(**sizes), linen.MultiHeadDotProductAttention(**sizes)
+    numbers = parameters(theirs, *inputs)
+    assert shapes(parameters(ours, *inputs)) == shapes(numbers)
+
+    def output_and_gradient(module, options, numbers, inputs):
+        def loss(numbers, inputs):
+            output = module.apply(numbers, *inputs, **options)
+            return jnp.sum(jnp.sin(output)), output
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(numbers, inputs)
+
+    @jit
+    def both(numbers, inputs):
+        return (
+            output_and_gradient(ours, our_options, numbers, inputs),
+            output_and_gradient(theirs, linen_options, numbers, inputs),
+        )
+
+    assert_close(*both(numbers, inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_initial_parameters_are_those_of_linen():
+    sizes = {"num_heads": N, "qkv_features": 15}
+    modules = MultiHeadAttention(**sizes), linen.MultiHeadDotProductAttention(**sizes)
+    ours, theirs = (jit(x.init)(jax.random.key(0), *SELF) for x in modules)
+    assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def project(numbers, name, x):
+    """Returns ``[*B, T, N, H]``."""
+    leaf = numbers["params"][name]
+    return np.einsum("...td,dnh->...tnh", x, leaf["kernel"]) + leaf["bias"]
+
+
+def project_out(numbers, heads):
+    leaf = numbers["params"]["out"]
+    return np.einsum("...tnv,nvd->...td", heads, leaf["kernel"]) + leaf["bias"]
+
+
+def test_every_width_can_be_chosen():
+    """Fewer key heads, values of their own width; by the formula, in NumPy."""
+    module = MultiHeadAttention(
+        num_heads=6, num_key_heads=2, qkv_features=30, value_features=42, out_features=13
+    )
+    inputs = normal(B, T, D), normal(B, S, E, seed=1)
+    numbers = parameters(module, *inputs)
+    assert shapes(numbers) == {
+        f"['params']['{name}']['{leaf}']": (shape, np.float32)
+        for name, leaf, shape in [
+            ("key", "bias", (2, 5)),
+            ("key", "kernel", (E, 2, 5)),
+            ("out", "bias", (13,)),
+            ("out", "kernel", (6, 7, 13)),
+            ("query", "bias", (6, 5)),
+            ("query", "kernel", (D, 6, 5)),
+            ("value", "bias", (2, 7)),
+            ("value", "kernel", (E, 2, 7)),
+        ]
+    }
+    options = {"local_window_size": (5, 3), "alignment": "end", "scale": 0.3}
+    output = jit(functools.partial(module.apply, **options))(numbers, *inputs)
+    query, key, value = (
+        project(numbers, name, x)
+        for name, x in zip(("query", "key", "value"), (*inputs, inputs[1]), strict=True)
+    )
+    heads, _ = oracle.attention(query, key, value, **options)
+    assert_close(output, project_out(numbers, heads), **FLOAT32)
+
+
+def test_weights_are_those_that_mix_the_values():
+    module = MultiHeadAttention(num_heads=4, num_key_heads=2, qkv_features=24, rotary=True)
+    bias, lengths = normal(4, T, T), np.array([T, 5])
+    numbers = parameters(module, *SELF)
+    apply = functools.partial(module.apply, return_weights=True, is_causal=True)
+    output, weights = jit(apply)(numbers, *SELF, bias=bias, key_value_seq_lengths=lengths)
+    assert weights.shape == (B, 4, T, T)
+    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
+    assert np.all(np.asarray(weights)[:, :, ~np.tri(T, dtype=bool)] == 0)
+    assert np.all(np.asarray(weights)[1, ..., 5:] == 0)
+    value = np.repeat(project(numbers, "value", SELF[0]), 2, axis=-2)
+    heads = np.einsum("bnts,bsnv->btnv", weights, value)
+    assert_close(output, project_out(numbers, heads), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_rotary_tells_the_order_by_differences_of_positions(rotary):
+    """Of equal tokens the weights are uniform; rotated, they depend on i - j alone."""
+    module = MultiHeadAttention(num_heads=1, qkv_features=6, rotary=rotary)
+    inputs = np.ones((7, D), np.float32)
+    apply = functools.partial(module.apply, return_weights=True)
+    _, weights = jit(apply)(parameters(module, inputs), inputs)
+    scores = np.log(weights[0])
+    scores = scores - np.diag(scores)[:, None]
+    for diagonal in range(-6, 7):
+        np.testing.assert_allclose(np.ptp(np.diag(scores, diagonal)), 0, atol=1e-4)
+    assert (np.ptp(scores) > 0.1) == rotary
+
+
+@pytest.mark.parametrize(
+    ("given", "parameter_dtype", "output_dtype"),
+    [
+        ({"dtype": jnp.bfloat16}, jnp.float32, jnp.bfloat16),
+        ({"param_dtype": jnp.bfloat16}, jnp.bfloat16, jnp.float32),
+        ({"dtype": jnp.bfloat16, "param_dtype": jnp.float16}, jnp.float16, jnp.bfloat16),
+        ({}, jnp.float32, jnp.float32),
+    ],
+)
+def test_dtypes(given, parameter_dtype, output_dtype):
+    module = MultiHeadAttention(num_heads=1, **given)
+    output, numbers = jax.eval_shape(module.init_with_output, jax.random.key(0), *SELF)
+    assert output.dtype == output_dtype
+    assert {x.dtype for x in jax.tree.leaves(numbers)} == {jnp.dtype(parameter_dtype)}
+
+
+def test_projections_without_bias():
+    tree = parameters(MultiHeadAttention(num_heads=1, use_bias=False), *SELF)
+    assert {jax.tree_util.keystr(k[-1:]) for k, _ in jax.tree.leaves_with_path(tree)} == {
+        "['kernel']"
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "message"),
+    [
+        ({"dropout_rate": 0.1}, {}, r"dropout_rate is 0.1; expected 0"),
+        ({"num_heads": 4}, {}, r"qkv_features is 11; expected a multiple of num_heads = 4"),
+        ({"value_features": 10}, {}, r"value_features is 10; expected a multiple of num_heads = 3"),
+        ({"num_key_heads": 2}, {}, r"key has shape .*; expected a number of heads K that divides"),
+        ({}, {"inputs_v": SELF[0]}, r"inputs_v is given without inputs_k"),
+        ({}, {"mask": np.ones((B, T, T), bool)}, r"mask has shape \(2, 13, 13\)"),
+        ({"implementation": "fast"}, {}, r"implementation is 'fast'; expected one of"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, arguments, message):
+    sizes = {"num_heads": N, "qkv_features": 11 if "num_heads" in given else 12}
+    module = MultiHeadAttention(**(sizes | given))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(functools.partial(module.init, **arguments), jax.random.key(0), *SELF)
+
+
+def test_it_is_the_public_name():
+    assert attn.MultiHeadAttention is MultiHeadAttention

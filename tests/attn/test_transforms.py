@@ -1,0 +1,115 @@
+"""Every implementation goes through JAX's transformations, alone and in each other."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from tests.attn import oracle
+from tests.attn.cases import FLOAT64, Case, assert_close, call, dense, differentiable, jit
+from tests.attn.laws import first_order
+
+CAUSAL = {"is_causal": True, "alignment": "end"}
+
+
+def laws(case, implementation):
+    """Returns ``(inputs, arrays) -> value and gradient``."""
+
+    def of_inputs(inputs, arrays):
+        return first_order(functools.partial(call(case, implementation), arrays=arrays), inputs)
+
+    return of_inputs
+
+
+@pytest.mark.usefixtures("float64")
+def test_vmap_of_gradient(implementation):
+    """All is mapped, lengths too: a tile that is empty for one element is not for the next."""
+    case = Case(batch=(), num_heads=3, bias=(3, 1, 17), scale=True)
+    calls = [differentiable(case, str(i)) for i in range(3)]
+    inputs = {name: np.stack([x[name] for x in calls]) for name in calls[0]}
+    lengths = {"key_value_seq_lengths": np.array([17, 0, 6], np.int32)}
+    shapes = inputs["query"].shape, inputs["key"].shape
+    allowed = oracle.allowed_pairs(*shapes, **lengths)
+    expected = jit(jax.vmap(lambda x, allowed: first_order(dense(allowed), x)))(inputs, allowed)
+
+    ours = jit(jax.vmap(laws(case, implementation)))
+    assert_close(ours(inputs, lengths), expected, **FLOAT64)
+    unseen = ~allowed.any(axis=(1, 2))[..., None, None]
+    for name in ("key", "value"):
+        inputs[name] = np.where(unseen, np.nan, inputs[name])
+    assert_close(ours(inputs, lengths), expected, **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradient_of_vmap_over_lengths_alone(implementation):
+    case = Case(batch=(), num_heads=3, options=CAUSAL)
+    inputs = differentiable(case)
+    lengths = {
+        "query_seq_lengths": np.array([13, 2, 9], np.int32),
+        "key_value_seq_lengths": np.array([17, 3, 8], np.int32),
+    }
+
+    def mapped(inputs):
+        return jax.vmap(call(case, implementation), (None, 0))(inputs, lengths)
+
+    def repeated(inputs):
+        shapes = (3, *inputs["query"].shape), (3, *inputs["key"].shape)
+        attention = dense(oracle.allowed_pairs(*shapes, **lengths, **CAUSAL))
+        return attention({name: jnp.repeat(x[None], 3, axis=0) for name, x in inputs.items()})
+
+    actual = jit(functools.partial(first_order, mapped))(inputs)
+    expected = jit(functools.partial(first_order, repeated))(inputs)
+    assert_close(actual, expected, **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_hessian(implementation):
+    """The whole matrix: forward over reverse, both vmapped over a basis."""
+    case = Case(batch=(), num_queries=5, num_keys=7, num_heads=2, num_key_heads=1, head_width=3)
+    inputs = differentiable(case)
+
+    def hessian(attention):
+        def of_query(query):
+            output, lse = attention(inputs | {"query": query})
+            return jnp.sum(jnp.sin(output)) + jnp.sum(lse**2)
+
+        return jit(jax.hessian(of_query))(inputs["query"])
+
+    actual = hessian(functools.partial(call(case, implementation), arrays={}))
+    expected = hessian(dense(np.ones((5, 7), bool)))
+    assert_close(actual, expected, **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradient_through_a_scan_of_checkpointed_layers(implementation):
+    x = np.random.default_rng(0).normal(size=(13, 3, 5))
+
+    def layers(attention):
+        def layer(x, _):
+            output, lse = attention(query=x, key=x, value=x)
+            return output + jnp.sin(lse)[..., None], None
+
+        def loss(x):
+            return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, length=3)[0] ** 2)
+
+        return jit(jax.value_and_grad(loss))(x)
+
+    ours = functools.partial(
+        attn.dot_product_attention, implementation=implementation, return_residual=True
+    )
+    dense = functools.partial(oracle.dense_attention, allowed=np.ones((13, 13), bool))
+    assert_close(layers(ours), layers(dense), **FLOAT64)
+
+
+def test_lowers_for_every_platform(implementation):
+    """Of which the machine that runs this may have only the first."""
+    case = Case(bias=(17,), scale=True, options=CAUSAL)
+    arrays = {"key_value_seq_lengths": np.array([17, 6], np.int32)}
+    program = jax.jit(laws(case, implementation))
+    inputs = differentiable(case, dtype=np.float32)
+    exported = jax.export.export(program, platforms=["cpu", "cuda", "tpu"])(inputs, arrays)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
