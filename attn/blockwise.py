@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from attn import softmax_state
 from attn.masks import Lengths, Mask
@@ -324,9 +324,9 @@ def _group_heads(x: Array, axis: int, grid: Grid) -> Array:
     return jnp.reshape(x, (*x.shape[:axis], key_heads, heads // key_heads, *x.shape[axis + 1 :]))
 
 
-def _heads_first(x: Float[Array, "*B t K G W"]) -> Float[Array, "*B K G t W"]:
+def _heads_first(x: Shaped[Array, "*B t K G W"]) -> Shaped[Array, "*B K G t W"]:
     return jnp.moveaxis(x, -4, -2)
 
 
-def _heads_last(x: Float[Array, "*B K G t W"]) -> Float[Array, "*B t K G W"]:
+def _heads_last(x: Shaped[Array, "*B K G t W"]) -> Shaped[Array, "*B t K G W"]:
     return jnp.moveaxis(x, -2, -4)

@@ -77,6 +77,15 @@ def value_and_gradient(attention):
     return jit(both)
 
 
+def test_batch_of_nothing(implementation):
+    case = Case(batch=(0,), options={"is_causal": True})
+    inputs = differentiable(case, dtype=np.float32)
+    attention = functools.partial(call(case, implementation), arrays={})
+    laws = jax.eval_shape(functools.partial(first_order, attention), inputs)
+    assert [x.shape for x in laws["value"]] == [(0, 13, 15, 7), (0, 13, 15)]
+    assert laws["gradient"]["key"].shape == inputs["key"].shape
+
+
 CAUSAL_WITH_BIAS = Case(bias=(15, 13, 17), options={"is_causal": True})
 DENSE = dense_call(CAUSAL_WITH_BIAS)
 

@@ -67,6 +67,23 @@ def test_gradient_of_vmap_over_lengths_alone(implementation):
 
 
 @pytest.mark.usefixtures("float64")
+def test_gradient_in_one_input_is_its_part_of_the_whole(implementation):
+    """What is at rest is left out of the rule, not out of the numbers."""
+    case = Case(batch=(), num_heads=3, bias=(17,), options=CAUSAL)
+    inputs = differentiable(case)
+    allowed = oracle.allowed_pairs(inputs["query"].shape, inputs["key"].shape, **CAUSAL)
+    whole = jit(functools.partial(first_order, dense(allowed)))(inputs)["gradient"]
+    attention = functools.partial(call(case, implementation), arrays={})
+
+    def part(inputs, name):
+        return first_order(lambda x: attention(inputs | {name: x}), inputs[name])["gradient"]
+
+    parts = jit(lambda inputs: {name: part(inputs, name) for name in ("value", "bias")})(inputs)
+    for name, found in parts.items():
+        np.testing.assert_allclose(found, whole[name], err_msg=name, **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
 def test_hessian(implementation):
     """The whole matrix: forward over reverse, both vmapped over a basis."""
     case = Case(batch=(), num_queries=5, num_keys=7, num_heads=2, num_key_heads=1, head_width=3)

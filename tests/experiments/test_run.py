@@ -31,7 +31,9 @@ from experiments.train import build_dispatch, initial_state
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.py"
-OVERRIDES = ("--train.checkpoint-every", "25")
+# One layer is enough, compiles in half the time, and leaves no doubt where the window ends.
+ONE_LAYER = ("--model.num-layers", "1", "--model.window", "10")
+OVERRIDES = (*ONE_LAYER, "--train.checkpoint-every", "25")
 CONFIG = experiments.run.parse(SMOKE, list(OVERRIDES))
 STEPS = CONFIG.train.steps
 
@@ -158,12 +160,12 @@ def test_attention_learns_and_the_window_does_not_beyond_its_reach(finished):
     assert attention["with_source"]["accuracy"] >= 0.99
     assert all(b["accuracy"] >= 0.97 for b in attention["by_distance"])
     reach = receptive_field(CONFIG.model, "window")
-    assert reach == 10
+    assert reach == 11
     chance = CONFIG.task.chance().accuracy
     beyond = [b for b in window["by_distance"] if b["from"] > reach]
     right = sum(b["answers"] * b["accuracy"] for b in beyond)
     assert right / sum(b["answers"] for b in beyond) < 2 * chance
-    assert window["by_distance"][0]["accuracy"] > 0.9, "it does learn what it can see"
+    assert window["by_distance"][0]["accuracy"] >= 0.97, "it does learn what it can see"
 
 
 def test_metrics_hold_every_step_once(finished):
@@ -198,7 +200,7 @@ def test_the_run_folder_is_complete(finished):
     for mixer in CONFIG.mixers:
         step, values = restored(finished, mixer)
         assert step == STEPS
-        assert sum(v.size for name, v in values.items() if "params" in name) == 34432
+        assert sum(v.size for name, v in values.items() if "params" in name) == 17792
         assert all(np.isfinite(v).all() for v in values.values())
 
 
@@ -210,7 +212,7 @@ def test_the_report_shows_results_figures_and_how_it_was_made(finished):
     assert len(figures) >= 4
     for figure in figures:
         assert (finished / figure).read_bytes().startswith(b"\x89PNG")
-    for row in (r"attention \| any \| 32 \|", r"window \| 10 \| 32 \|", r"chance \|.*6.2 %"):
+    for row in (r"attention \| any \| 32 \|", r"window \| 11 \| 32 \|", r"chance \|.*6.2 %"):
         assert re.search(rf"^\| {row}", report, re.MULTILINE)
     assert "jax " + jax.__version__ in report
     assert '"checkpoint_every": 25' in report
@@ -265,21 +267,20 @@ def test_mixers_of_one_shape_start_from_the_same_parameters(finished):
 
 
 def test_killed_twice_and_started_again_ends_at_the_same_bytes(finished, cache, tmp_path):
-    checkpoints = "runs/smoke-*/attention/checkpoints"
+    def is_second_checkpoint_begun():
+        return list(tmp_path.glob("runs/smoke-*/window/checkpoints/50*"))
+
     with started(tmp_path, *OVERRIDES, cache=cache) as process:
-        # While the second checkpoint is being written, or right after.
-        kill_when(process, lambda: list(tmp_path.glob(f"{checkpoints}/50*")))
-    assert num_lines(tmp_path, "window") == 0
+        kill_when(process, is_second_checkpoint_begun)
     with started(tmp_path, *OVERRIDES, cache=cache) as process:
-        # Metrics are on the disk, their checkpoint perhaps not.
-        kill_when(process, lambda: num_lines(tmp_path, "window") > 60)
+        kill_when(process, lambda: num_lines(tmp_path, "window") > 90)
     output = (tmp_path / "output.txt").read_text()
-    assert re.search(r"attention: going on from step (25|50)\b", output)
+    assert "attention: going on" not in output, "it was trained to its end in the first start"
+    assert re.search(r"window: going on from step (25|50)\b", output)
 
     status, out, err = run_here(tmp_path / "runs", *OVERRIDES)
     assert (status, err) == (0, "")
-    assert "attention: going on" not in out, "it was finished"
-    assert re.search(r"window: going on from step (50|75)\b", out)
+    assert re.search(r"window: going on from step (75|100)\b", out)
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == finished.name
     assert len(json.loads((folder / "environment.json").read_text())) == 3
@@ -316,12 +317,12 @@ def test_a_checkpoint_from_a_single_dispatch_is_the_state_it_left(finished):
         assert recorded.tobytes() == column.tobytes(), name
 
 
-NOT_FINITE = ("--mixers", "attention", "--model.num-layers", "1", "--optimizer.learning-rate")
+NOT_FINITE = (*ONE_LAYER, "--mixers", "attention", "--optimizer.learning-rate", "1e30")
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_state_before_it(tmp_path):
-    def fail(rate):
-        status, out, err = run_here(tmp_path, *NOT_FINITE, rate)
+    def fail():
+        status, out, err = run_here(tmp_path, *NOT_FINITE)
         assert status == 1
         assert "Traceback" not in err
         (folder,) = tmp_path.iterdir()
@@ -331,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_state_before_it(tm
         metrics = (folder / "attention" / "metrics.jsonl").read_text()
         return step, metrics, restored(folder, "attention"), out
 
-    step, metrics, (saved, values), _ = fail("1e30")
+    step, metrics, (saved, values), _ = fail()
     lines = [json.loads(line) for line in metrics.splitlines()]
     assert step > 0
     assert [line["step"] for line in lines] == list(range(1, step + 1))
@@ -340,7 +341,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_state_before_it(tm
     for name, value in values.items():
         assert np.isfinite(value).all(), name
 
-    again = fail("1e30")
+    again = fail()
     assert again[:2] == (step, metrics)
     assert f"going on from step {step}" in again[3]
     assert again[2][0] == saved
