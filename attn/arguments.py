@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from attn.masks import Dense, Lengths, Mask, Window
+from attn.masks import And, Dense, Lengths, Mask, Window
 
 Alignment = Literal["start", "end"]
 
@@ -89,7 +89,7 @@ def resolve(
     offset = num_keys - num_queries if alignment == "end" else 0
     masks: list[Mask] = []
     if isinstance(mask, Mask):
-        masks.append(mask)
+        masks.append(_fitting(mask, pairs))
     elif mask is not None:
         masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
     if not isinstance(is_causal, (bool, np.bool_)):
@@ -143,6 +143,22 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
     return jnp.reshape(x, (1,) * (3 - x.ndim) + x.shape)
 
 
+def _fitting(mask: Mask, pairs: tuple[int, ...]) -> Mask:
+    """Returns the mask with its arrays checked against ``[*B, N, T, S]``."""
+    match mask:
+        case And():
+            return And(_fitting(mask.left, pairs), _fitting(mask.right, pairs))
+        case Dense():
+            return Dense(_broadcastable("mask", mask.array, pairs, is_mask=True))
+        case Lengths():
+            lengths = {"query": mask.query, "key": mask.key}
+            return Lengths(
+                **{side: _lengths(f"mask.{side}", x, pairs[:-3]) for side, x in lengths.items()}
+            )
+        case _:
+            return mask
+
+
 def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
     if x is None:
         return None
@@ -165,9 +181,12 @@ def _window(size: Any) -> tuple[int, int]:
 def _scale(scale: Any, width: int, dtype: Any) -> Array:
     if scale is None:
         return jnp.asarray(1 / np.sqrt(width), dtype)
-    if jnp.ndim(scale) != 0:
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number")
-    return jnp.asarray(scale, dtype)
+    scale = _array("scale", scale)
+    if not (jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)):
+        raise TypeError(f"scale has dtype {scale.dtype}; expected a real one")
+    if scale.ndim != 0:
+        raise ValueError(f"scale has shape {scale.shape}; expected a single number")
+    return scale.astype(dtype)
 
 
 def _all_of(masks: list[Mask]) -> Mask | None:

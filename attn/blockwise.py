@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
 from attn import softmax_state
 from attn.masks import Lengths, Mask
@@ -80,6 +80,10 @@ class Grid(NamedTuple):
     def padded(self) -> tuple[int, int]:
         """How many queries and keys there are with the padding."""
         return self.counts[0] * self.sides.query, self.counts[1] * self.sides.key
+
+
+EMPTY, FULL, MIXED = range(3)
+"""Kinds of tiles; see ``attn.masks.TileKind``."""
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -145,7 +149,9 @@ def _attend(grid: Grid, mask: Mask | None, inputs: Inputs) -> Outputs:
         output, lse = softmax_state.finish(state)
         return Outputs(output, lse[..., None])
 
-    return _over_tiles(grid, mask, _cut_inputs(grid, inputs), start, step, finish)
+    return _over_tiles(
+        grid, mask, _cut_inputs(grid, inputs, inputs.scale.dtype), start, step, finish
+    )
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
@@ -162,8 +168,8 @@ def _attend_tangent(
 ):
     """The tangent, linear in ``moving``: the tangents of ``inputs``, None for what is at rest."""
     operands = (
-        _cut_inputs(grid, inputs),
-        _cut_inputs(grid, moving),
+        _cut_inputs(grid, inputs, inputs.scale.dtype),
+        _cut_inputs(grid, moving, inputs.scale.dtype),
         Outputs(*(_cut_queries(grid, x) for x in (outputs.output, outputs.lse[..., None]))),
     )
 
@@ -196,13 +202,13 @@ def _scores(allowed: Bool[Array, "..."] | None, tile: Inputs):
 
     s = scale q k^T + bias, and -inf where it is not allowed; None allows all.
     """
-    query, key, value = tile.query * tile.scale, tile.key, tile.value
+    query, key, value = tile.query, tile.key, tile.value
     if allowed is not None:
         asks = jnp.any(allowed, axis=-1, keepdims=True)
         query = jnp.where(_heads_last(asks), query, 0)
         seen = jnp.any(allowed, axis=(-3, -2))[..., None]
         key, value = (jnp.where(jnp.swapaxes(seen, -2, -3), x, 0) for x in (key, value))
-    scores = jnp.einsum("...tkgh,...skh->...kgts", query, key)
+    scores = jnp.einsum("...tkgh,...skh->...kgts", query * tile.scale, key)
     if tile.bias is not None:
         scores += tile.bias
     if allowed is not None:
@@ -247,11 +253,25 @@ def _visit(grid: Grid, mask: Mask | None, rows, columns, step, carry):
     kind = mask.tile(rows, columns)
     if kind.empty is False and kind.full is False:
         return mixed(carry)
-    return lax.switch(
-        jnp.where(kind.empty, 0, jnp.where(kind.full, 1, 2)),
-        [lambda carry: carry, functools.partial(step, allowed=None), mixed],
-        carry,
-    )
+    branches = [lambda carry: carry, functools.partial(step, allowed=None), mixed]
+    index = jnp.where(kind.empty, EMPTY, jnp.where(kind.full, FULL, MIXED))
+    return lax.switch(_agreed(index), branches, carry)
+
+
+@jax.custom_batching.custom_vmap
+def _agreed(kind):
+    """The identity; under ``vmap``, the kind of a tile on which all agree, or else mixed.
+
+    So the choice of a branch is never batched: a tile that is empty for all is still skipped, and
+    ``lax.switch`` stays one. (As a select, its linear part cannot be transposed: jax 0.10, 0.11.)
+    """
+    return kind
+
+
+@_agreed.def_vmap
+def _agreed_rule(axis_size, in_batched, kinds):
+    del axis_size, in_batched
+    return _agreed(jnp.where(jnp.all(kinds == kinds[0]), kinds[0], MIXED)), False
 
 
 def _scan(body: Callable, carry, operands, count: int):
@@ -275,11 +295,9 @@ def _scan(body: Callable, carry, operands, count: int):
     return lax.scan(step, carry, (jnp.arange(count), sliced))
 
 
-def _cut_inputs(grid: Grid, inputs: Inputs) -> Inputs:
-    """Returns the inputs cut, in the dtype of the sums; what is None stays None."""
-    query, key, value, bias, scale = (
-        None if x is None else x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in inputs
-    )
+def _cut_inputs(grid: Grid, inputs: Inputs, dtype: DTypeLike) -> Inputs:
+    """Returns the inputs cut, in one dtype; what is None stays None."""
+    query, key, value, bias, scale = (None if x is None else x.astype(dtype) for x in inputs)
     return Inputs(
         query=None if query is None else _cut_queries(grid, query),
         key=None if key is None else _cut_axis(key, -3, grid, 1)[None],
@@ -295,8 +313,8 @@ def _cut_queries(grid: Grid, x: Float[Array, "*B T N W"]) -> Float[Array, "i 1 *
 
 def _uncut_queries(grid: Grid, x: Float[Array, "i *B t K G W"]) -> Float[Array, "*B T N W"]:
     *batch, _, k, g, width = x.shape[1:]
-    x = jnp.moveaxis(x, 0, -5)
-    return jnp.reshape(x, (*batch, -1, k * g, width))[..., : grid.num_queries, :, :]
+    x = jnp.reshape(jnp.moveaxis(x, 0, -5), (*batch, grid.padded[0], k * g, width))
+    return x[..., : grid.num_queries, :, :]
 
 
 def _cut_bias(grid: Grid, bias: Float[Array, "..."]) -> Float[Array, "i j *B K G t s"]:

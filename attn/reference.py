@@ -49,7 +49,7 @@ def scores(
     key = blank_unseen(_per_query_head(key, query.shape[-2]), allowed)
     s = jnp.einsum("...tnh,...snh->...nts", query * scale, key)
     if bias is not None:
-        s += bias
+        s += bias.astype(s.dtype)
     return jnp.where(allowed, s, -jnp.inf)
 
 

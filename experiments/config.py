@@ -6,7 +6,7 @@ A file in ``configs/`` returns a ``Config``; the command line may replace any fi
 """
 
 import dataclasses
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 from experiments.models import MIXERS
 from experiments.tasks import TASKS, Induction
@@ -38,6 +38,8 @@ class ModelConfig:
         _check(self, "width num_layers num_heads window", lambda x: x >= 1, "1 or more")
         _check(self, "short_convolution mlp_ratio", lambda x: x >= 0, "0 or more")
         _check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
+        positions = get_args(PositionCode)
+        _check(self, "position", lambda x: x in positions, f"one of {', '.join(positions)}")
         if self.position in ("sinusoidal", "rotary"):
             even = "even (width, and width / num_heads for rotary) for this position code"
             divisor = self.num_heads * 2 if self.position == "rotary" else 2
@@ -129,7 +131,7 @@ class Config:
             lambda names: names and set(names) <= set(MIXERS) and len(set(names)) == len(names),
             known,
         )
-        _check(self, "seed", lambda x: 0 <= x < 2**31, "in [0, 2^31)")
+        _check(self, "seed", lambda x: 0 <= x < 2**31 - 1, "in [0, 2^31 - 1)")
         for length in self.evaluation_lengths:
             self.task.with_length(length)
         if self.model.position == "learned" and max(self.evaluation_lengths) > self.task.length:

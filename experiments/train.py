@@ -107,7 +107,7 @@ def build_dispatch(
         (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
             state.params, batch
         )
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)

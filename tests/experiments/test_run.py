@@ -27,7 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import experiments.run
 from experiments.config import to_dict
 from experiments.models.decoder import receptive_field
-from experiments.train import build_dispatch, initial_state
+from experiments.train import initial_state, train
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.py"
@@ -227,6 +227,8 @@ def test_the_command_says_what_it_will_do_and_prints_the_results(finished, share
     rows = re.findall(r"^│ (\w+) +│(.*)$", table, re.MULTILINE)
     assert [name for name, _ in rows] == ["attention", "window", "chance"]
     assert "6.2 %" in dict(rows)["chance"]
+    for mixer in CONFIG.mixers:
+        assert f"{mixer}: step {STEPS}, loss" in printed, "progress, also into a file"
     assert "report.md" in printed
 
 
@@ -307,14 +309,24 @@ def test_killed_between_metrics_and_checkpoint(finished, tmp_path):
     assert (folder / "report.md").exists()
 
 
-def test_a_checkpoint_from_a_single_dispatch_is_the_state_it_left(finished):
-    """Steps 1 to 25 recomputed without the run's own machinery."""
-    dispatch = build_dispatch(CONFIG, "window")
-    _, metrics = dispatch(initial_state(CONFIG, "window", ()), ())
-    lines = (finished / "window" / "metrics.jsonl").read_text().splitlines()[:25]
-    for name, column in jax.device_get(metrics)._asdict().items():
-        recorded = np.float32([json.loads(line)[name] for line in lines])
-        assert recorded.tobytes() == column.tobytes(), name
+def test_every_step_is_recorded_before_the_state_that_holds_it_is_saved(finished):
+    recorded, saved = [], []
+
+    def record(first, metrics):
+        assert first == len(recorded)
+        recorded.extend(zip(*(column.tolist() for column in metrics), strict=True))
+
+    def save(state):
+        assert len(recorded) == int(state.step)
+        saved.append(int(state.step))
+
+    state = train(
+        CONFIG, "window", initial_state(CONFIG, "window", ()), (), record=record, save=save
+    )
+    assert int(state.step) == STEPS
+    assert saved == list(range(25, STEPS + 1, 25))
+    lines = (finished / "window" / "metrics.jsonl").read_text().splitlines()
+    assert recorded == [tuple(json.loads(line).values())[1:] for line in lines]
 
 
 NOT_FINITE = (*ONE_LAYER, "--mixers", "attention", "--optimizer.learning-rate", "1e30")
