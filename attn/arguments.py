@@ -153,7 +153,10 @@ def _fitting(mask: Mask, pairs: tuple[int, ...]) -> Mask:
         case Lengths():
             lengths = {"query": mask.query, "key": mask.key}
             return Lengths(
-                **{side: _lengths(f"mask.{side}", x, pairs[:-3]) for side, x in lengths.items()}
+                **{
+                    side: _lengths(f"mask of {side} lengths", x, pairs[:-3])
+                    for side, x in lengths.items()
+                }
             )
         case _:
             return mask
@@ -181,7 +184,9 @@ def _window(size: Any) -> tuple[int, int]:
 def _scale(scale: Any, width: int, dtype: Any) -> Array:
     if scale is None:
         return jnp.asarray(1 / np.sqrt(width), dtype)
-    scale = _array("scale", scale)
+    if not (hasattr(scale, "dtype") or isinstance(scale, numbers.Real)):
+        raise TypeError(f"scale is {scale!r}; expected a real number")
+    scale = jnp.asarray(scale)
     if not (jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)):
         raise TypeError(f"scale has dtype {scale.dtype}; expected a real one")
     if scale.ndim != 0:

@@ -63,7 +63,7 @@ REFUSED = [
     (Config, {"mixers": ("gru",)}, r"mixers is \('gru',\); expected one or more of attention"),
     (Config, {"mixers": ("window", "window")}, "mixers is .*; expected .* each once"),
     (Config, {"seed": -1}, "seed is -1; expected in"),
-    (Config, {"seed": 2**31}, r"seed is 2147483648; expected in \[0, 2\^31\)"),
+    (Config, {"seed": 2**31}, r"seed is 2147483648; expected in \[0, 2\^31 - 1\)"),
     (Config, {"evaluate": EvaluateConfig(lengths=(2,))}, "length is 2, expected at least 3"),
     (
         Config,
