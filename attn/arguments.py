@@ -151,23 +151,24 @@ def _fitting(mask: Mask, pairs: tuple[int, ...]) -> Mask:
         case Dense():
             return Dense(_broadcastable("mask", mask.array, pairs, is_mask=True))
         case Lengths():
-            lengths = {"query": mask.query, "key": mask.key}
             return Lengths(
-                **{
-                    side: _lengths(f"mask of {side} lengths", x, pairs[:-3])
-                    for side, x in lengths.items()
-                }
+                _lengths("mask of query lengths", mask.query, pairs[:-3], one_for_all=True),
+                _lengths("mask of key lengths", mask.key, pairs[:-3], one_for_all=True),
             )
         case _:
             return mask
 
 
-def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
+def _lengths(
+    name: str, x: Any, batch: tuple[int, ...], *, one_for_all: bool = False
+) -> Array | None:
     if x is None:
         return None
     x = _array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}; expected an integer one")
+    if one_for_all and x.ndim == 0:
+        return x
     if x.shape != batch and (batch or x.shape != (1,)):
         raise ValueError(f"{name} has shape {x.shape}; expected {batch}, the leading axes of query")
     return jnp.reshape(x, batch)

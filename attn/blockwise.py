@@ -270,7 +270,9 @@ def _agreed(kind):
 
 @_agreed.def_vmap
 def _agreed_rule(axis_size, in_batched, kinds):
-    del axis_size, in_batched
+    del in_batched
+    if axis_size == 0:
+        return jnp.full_like(kinds, MIXED, shape=()), False
     return _agreed(jnp.where(jnp.all(kinds == kinds[0]), kinds[0], MIXED)), False
 
 

@@ -40,13 +40,15 @@ def dot_product_attention(
 
         S = scale Q K^T + bias     P = softmax(S)     output = P V     lse = log sum_s exp(S)
 
-    A superset of ``jax.nn.dot_product_attention``: the same arguments give the same numbers, at
-    memory linear in T and S, also in ``grad``, ``jvp``, ``hessian`` and beyond. Scores, softmax and
-    sums are in float32, or in float64 for float64 inputs. It differs where that function is wrong:
-    float64 is not rounded to float32; a query that may attend to nothing returns 0 (not the mean of
-    the values), with log-sum-exp -inf and every derivative 0; the log-sum-exp has its true
-    derivatives (not 0); NaN or Inf in a key, value or query that takes part in no allowed pair
-    reaches nothing.
+    A superset of ``jax.nn.dot_product_attention``: the same arguments, ``implementation`` apart,
+    give the same numbers, at memory linear in T and S, also in ``grad``, ``jvp``, ``hessian`` and
+    beyond. Scores, softmax and sums are in float32, or in float64 for float64 inputs; matrix
+    products have the precision that ``jax.default_matmul_precision`` gives float32 on the device.
+
+    It differs where that function is wrong: float64 is not rounded to float32; a query that may
+    attend to nothing returns 0 (not the mean of the values), with log-sum-exp -inf and every
+    derivative 0; the log-sum-exp has its true derivatives (not 0); NaN or Inf in a key, value or
+    query that takes part in no allowed pair reaches nothing.
 
     Cost: O(T S (H + V)) time a head less the tiles that a mask leaves empty, O(T + S) memory a
     head; ``implementation="reference"`` takes O(T S) memory.

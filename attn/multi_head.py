@@ -41,7 +41,8 @@ class MultiHeadAttention(linen.Module):
     out_features: int | None = None
     """The width of the result; that of ``inputs_q`` if None."""
     rotary: bool = False
-    """Whether queries and keys are rotated by their position (``attn.positions.rotary``)."""
+    """Whether queries and keys are rotated by their position (``attn.positions.rotary``); the first
+    query stands where ``alignment`` puts it."""
     dropout_rate: float = 0.0
     """Only 0 is accepted, for the dropped weights are never stored: a mask that is the same in
     every pass would have to be made again tile by tile. Drop the module's output instead."""
@@ -99,10 +100,13 @@ class MultiHeadAttention(linen.Module):
                 f"dropout_rate is {self.dropout_rate}; expected 0: weights are never stored, so "
                 "none can be dropped alike in every pass. Apply linen.Dropout to the output."
             )
-        num_key_heads = self.num_key_heads or self.num_heads
-        qkv_features = self.qkv_features or inputs_q.shape[-1]
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads is {self.num_heads}; expected 1 or more")
+        num_key_heads = self.num_heads if self.num_key_heads is None else self.num_key_heads
+        qkv_features = inputs_q.shape[-1] if self.qkv_features is None else self.qkv_features
+        value_features = qkv_features if self.value_features is None else self.value_features
         width = self._head_width("qkv_features", qkv_features)
-        value_width = self._head_width("value_features", self.value_features or qkv_features)
+        value_width = self._head_width("value_features", value_features)
 
         project = functools.partial(
             linen.DenseGeneral,
@@ -116,8 +120,10 @@ class MultiHeadAttention(linen.Module):
         key = project((num_key_heads, width), name="key")(inputs_k)
         value = project((num_key_heads, value_width), name="value")(inputs_v)
         if self.rotary:
-            query = positions.rotary(query, jnp.arange(query.shape[-3]))
-            key = positions.rotary(key, jnp.arange(key.shape[-3]))
+            num_queries, num_keys = query.shape[-3], key.shape[-3]
+            first = num_keys - num_queries if options.get("alignment") == "end" else 0
+            query = positions.rotary(query, first + jnp.arange(num_queries))
+            key = positions.rotary(key, jnp.arange(num_keys))
         attended = dot_product_attention(
             query, key, value, bias, mask, implementation=self.implementation, **options
         )
@@ -133,7 +139,7 @@ class MultiHeadAttention(linen.Module):
         return output
 
     def _head_width(self, name: str, features: int) -> int:
-        if features % self.num_heads:
+        if features < 1 or features % self.num_heads:
             raise ValueError(
                 f"{name} is {features}; expected a multiple of num_heads = {self.num_heads}"
             )

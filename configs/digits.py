@@ -20,5 +20,5 @@ def get_config() -> Config:
         train=TrainConfig(steps=800, batch_size=32),
         # As many answers as there are test images, which are drawn with replacement: the interval
         # must not be narrower than they allow.
-        evaluate=EvaluateConfig(num_answers=355, batch_size=71),
+        evaluate=EvaluateConfig(num_answers=355, batch_size=71, lengths=(16, 32, 64, 128)),
     )

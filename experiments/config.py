@@ -6,6 +6,7 @@ A file in ``configs/`` returns a ``Config``; the command line may replace any fi
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, Union, get_args
 
 from experiments.models import MIXERS
@@ -60,8 +61,9 @@ class OptimizerConfig:
     """Gradients of greater global norm are scaled down to this one."""
 
     def __post_init__(self):
-        _check(self, "learning_rate clip_norm", lambda x: x > 0, "above 0")
-        _check(self, "warmup_steps weight_decay", lambda x: x >= 0, "0 or more")
+        _check(self, "learning_rate", lambda x: 0 < x < math.inf, "above 0")
+        _check(self, "clip_norm", lambda x: x > 0, "above 0")
+        _check(self, "warmup_steps weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,16 +42,18 @@ MANY_ANSWERS = 20
 def draw_all(config: Config, folder: RunFolder, chance: Chance) -> list[str]:
     """Writes every figure that the records hold something for; returns their file names."""
     evaluations = {mixer: folder.mixer(mixer).evaluation for mixer in config.mixers}
-    own = {m: e["lengths"][str(config.evaluation_lengths[0])] for m, e in evaluations.items()}
+    lengths = config.evaluation_lengths
+    length = config.task.length if config.task.length in lengths else lengths[0]
+    own = {m: e["lengths"][str(length)] for m, e in evaluations.items()}
     panels: dict[str, Callable[[Axes], None]] = {}
-    if any("without_source" in scores for scores in own.values()):
-        panels["bits_by_position"] = lambda ax: bits_by_position(ax, config, own, chance)
-    if any(len(scores["by_distance"]) > 1 for scores in own.values()):
-        panels["accuracy_by_distance"] = lambda ax: accuracy_by_distance(ax, config, own, chance)
-    if len(config.evaluation_lengths) > 1:
+    if len(lengths) > 1:
         panels["accuracy_by_length"] = lambda ax: accuracy_by_length(
             ax, config, evaluations, chance
         )
+    if any("without_source" in scores for scores in own.values()):
+        panels["bits_by_position"] = lambda ax: bits_by_position(ax, config, own, length, chance)
+    if any(len(scores["by_distance"]) > 1 for scores in own.values()):
+        panels["accuracy_by_distance"] = lambda ax: accuracy_by_distance(ax, config, own, chance)
     metrics = {mixer: folder.mixer(mixer).metrics() for mixer in config.mixers}
     panels["learning_curves"] = lambda ax: learning_curves(ax, config, metrics, chance)
     looking = {m: e["attention"] for m, e in evaluations.items() if e["attention"] is not None}
@@ -82,7 +84,7 @@ def draw_all(config: Config, folder: RunFolder, chance: Chance) -> list[str]:
 
 
 def bits_by_position(
-    axes: Axes, config: Config, scores: dict[str, dict[str, Any]], chance: Chance
+    axes: Axes, config: Config, scores: dict[str, dict[str, Any]], length: int, chance: Chance
 ) -> None:
     """Cross-entropy of the answer asked at each position; the part that can be recalled shaded."""
     for mixer, colour in _colours(config):
@@ -91,15 +93,15 @@ def bits_by_position(
         axes.plot(x, [p["bits"] for p in positions], color=colour, label=mixer)
         low, high = zip(*(p["bits_interval"] for p in positions), strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    boundary = config.task.length / 2
-    axes.axvspan(boundary, config.task.length - 1, color=GREY, alpha=0.08, linewidth=0)
+    boundary = length / 2
+    axes.axvspan(boundary, length - 1, color=GREY, alpha=0.08, linewidth=0)
     top = axes.get_ylim()[1]
     for x, label in ((boundary / 2, "first reading"), (boundary * 1.5, "second reading")):
         axes.text(x, top, label, ha="center", va="top", color=GREY)
     _chance_line(axes, chance.bits, "characters by frequency")
     axes.set(xlabel="position (characters)", ylabel="cross-entropy (bits / character)")
     axes.set_ylim(bottom=0)
-    axes.set_xlim(0, config.task.length - 1)
+    axes.set_xlim(0, length - 1)
     _legend(axes)
 
 

@@ -7,7 +7,7 @@
       MIXER/checkpoints/STEP/   parameters, optimiser, step
       MIXER/evaluation.json     what the trained model reached
       figures/  report.md       what a reader looks at
-      finished.json             written last: seconds of each part
+      finished.json             written last: chance, seconds of the last start
 
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming
 they are cut back to the checkpoint, so that each step stands there once.

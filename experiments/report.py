@@ -12,9 +12,10 @@ from experiments.tasks import Chance
 
 HEADER = ("", "reach (tokens)", "length", "accuracy", "bits / answer", "weight on source")
 NOTE = (
-    "Brackets: 95 % interval over test answers (accuracy) and test rows (bits) of this one seed; "
-    "other seeds spread more. Chance: the best guess without the source. Weight on source: of the "
-    "head that puts most there; in brackets, of looking everywhere alike."
+    "Brackets: 95 % interval over test answers taken as independent (accuracy) and over test rows "
+    "(bits) of this one seed; other seeds spread more. Chance: guessing by the frequency of "
+    "answers. Weight on source: of the head that puts most there, at the source and where the "
+    "short convolution carries it; in brackets, of looking everywhere alike."
 )
 
 
@@ -33,10 +34,10 @@ def rows(config: Config, folder: RunFolder, chance: Chance) -> list[tuple[str, .
         evaluation = folder.mixer(mixer).evaluation
         reach = receptive_field(config.model, mixer)
         attention = evaluation["attention"]
-        weight = "-"
-        if attention is not None:
-            weight = f"{attention['best']['mass']:.2f} ({attention['uniform']:.3f})"
         for length, scores in evaluation["lengths"].items():
+            weight = "-"
+            if attention is not None and length == str(config.task.length):
+                weight = f"{attention['best']['mass']:.2f} ({attention['uniform']:.3f})"
             for group, label in (("with_source", mixer), ("without_source", f"{mixer}, no source")):
                 if group in scores:
                     lines.append(
@@ -59,6 +60,7 @@ def write(
     chance: Chance,
     figures: list[str],
     environments: list[dict[str, Any]],
+    seconds: dict[str, dict[str, float]],
 ) -> None:
     """Writes ``report.md``: claim, results, figures, budget, environment, command."""
     environment = environments[-1]
@@ -79,7 +81,7 @@ def write(
                 ("parameters", ", ".join(_parameters(config, folder))),
                 ("device", f"{environment['device']}, {environment['cores']} cores"),
                 ("commit", environment["commit"]),
-                ("starts", str(len(environments))),
+                ("seconds", _seconds(seconds, len(environments))),
                 ("command", f"`python -m experiments.run {' '.join(environment['command'][1:])}`"),
                 ("packages", ", ".join(f"{k} {v}" for k, v in environment["packages"].items())),
             ],
@@ -122,6 +124,12 @@ def _budget(config: Config) -> str:
 
 def _parameters(config: Config, folder: RunFolder) -> list[str]:
     return [f"{m} {folder.mixer(m).evaluation['parameters']:,}" for m in config.mixers]
+
+
+def _seconds(seconds: dict[str, dict[str, float]], starts: int) -> str:
+    parts = (f"{m} {s['train']:.0f} + {s['evaluate']:.0f}" for m, s in seconds.items())
+    kind = "train + evaluate" if starts == 1 else f"train + evaluate in the last of {starts} starts"
+    return f"{', '.join(parts)} ({kind})"
 
 
 def _percent(value: float, interval: list[float]) -> str:

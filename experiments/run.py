@@ -45,11 +45,26 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        run(config, path.stem, RUNS, Console())
-    except (NonFiniteLoss, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        load_all(config)
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    try:
+        run(config, path.stem, RUNS, Console())
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
+
+
+def load_all(config: Config) -> None:
+    """Loads the data of every length, so that what is missing shows before the first step."""
+    for length in (config.task.length, *config.evaluation_lengths):
+        for split in ("train", "test"):
+            config.task.with_length(length).load(split)
 
 
 def parse(path: pathlib.Path, overrides: list[str]) -> Config:
@@ -106,7 +121,7 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
 
         chance = config.task.chance(test_data)
         figures = plot.draw_all(config, folder, chance)
-        report.write(config, folder, chance, figures, environments)
+        report.write(config, folder, chance, figures, environments, seconds)
     folder.finish({"seconds": seconds, "chance": chance._asdict()})
     console.print(report.table(config, folder, chance))
     console.print(f"report and figures: {folder.path / 'report.md'}")

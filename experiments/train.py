@@ -4,7 +4,7 @@ Everything random follows from ``config.seed``: initial parameters from ``fold_i
 batch of step i from ``fold_in(fold_in(seed, 1), i)``. A state therefore holds all that the next
 step needs, and training that stops and goes on ends at the very numbers of one that did not.
 
-A step whose loss or gradient is not finite leaves the state as it was, so the state after a
+A step whose loss, gradient or result is not finite leaves the state as it was, so the state after a
 dispatch is always the last good one, and its step names the step that failed.
 """
 
@@ -43,7 +43,7 @@ class StepMetrics(NamedTuple):
 
 
 class NonFiniteLoss(RuntimeError):
-    """A step's loss or gradient was not finite; the state before that step is kept."""
+    """A step's loss, gradient or new state was not finite; the state before it is kept."""
 
 
 def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -110,12 +110,10 @@ def build_dispatch(
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            TrainState(state.step + 1, params, opt_state),
-            state,
-        )
+        new = TrainState(state.step + 1, params, opt_state)
+        finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((loss, norm, new))]
+        good = jnp.all(jnp.stack(finite))
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, state)
         return state, StepMetrics(loss, accuracy, norm)
 
     @functools.partial(jax.jit, donate_argnums=(0,))
@@ -163,11 +161,12 @@ def train(
             record(first, StepMetrics(*(x[:done] for x in metrics)))
             save(state)
             raise NonFiniteLoss(
-                f"{mixer}: at step {int(state.step)} the loss is {metrics.loss[done]} and the "
-                f"gradient's norm {metrics.gradient_norm[done]}; the state before it is kept"
+                f"{mixer}: at step {int(state.step)} the loss is {metrics.loss[done]}, the "
+                f"gradient's norm {metrics.gradient_norm[done]}, and with the update not all is "
+                "finite; the state before it is kept"
             )
         record(first, metrics)
         first += done
-        if first % config.train.checkpoint_every == 0 or first == config.train.steps:
+        if first % config.train.checkpoint_every == 0 or first >= config.train.steps:
             save(state)
     return state

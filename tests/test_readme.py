@@ -9,6 +9,8 @@ import tomllib
 
 import pytest
 
+from experiments.run import parse
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -45,6 +47,15 @@ def test_commands_name_what_exists():
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
     assert "experiments.run" in modules
+
+
+def test_runs_of_configs_are_accepted():
+    runs = [words for words in commands() if "experiments.run" in words]
+    assert any(len(words) > 4 for words in runs)
+    for words in runs:
+        config, *overrides = words[words.index("experiments.run") + 1 :]
+        if "--help" not in overrides:
+            parse(ROOT / config, overrides)
 
 
 def test_installs_name_extras_that_exist():

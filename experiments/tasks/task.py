@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Chance(NamedTuple):
-    """What the best predictor reaches that knows the task but cannot see the source."""
+    """What guessing reaches: knowing how answers are distributed, without reading the source."""
 
     accuracy: float
     """Share of right answers, in [0, 1]."""
