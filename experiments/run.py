@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     path = pathlib.Path(arguments[0])
     try:
         config = parse(path, arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
@@ -191,7 +191,8 @@ def train_with_progress(
 
         def show(first: int, metrics: StepMetrics) -> None:
             record.append(first, metrics)
-            done, loss = len(metrics.loss), float(metrics.loss.mean())
+            done = len(metrics.loss)
+            loss = float(metrics.loss.mean()) if done else math.nan
             rate = progress.tasks[0].speed or math.nan
             progress.update(shown, advance=done, loss=loss, rate=rate)
             if not console.is_terminal and (first + done) % config.train.checkpoint_every == 0:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from jaxtyping import AbstractArray
 
 import attn
 from attn import masks, positions
@@ -40,10 +41,11 @@ def test_all_is_what_is_there():
         attn.attention  # noqa: B018
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+ACTIONS = [name for name in FUNCTIONS if not name.rpartition(".")[2][0].isupper()]
+
+
+@pytest.mark.parametrize("name", ACTIONS)
 def test_docstring_says_what_is_returned(name):
-    if name.rpartition(".")[2][0].isupper():
-        pytest.skip("a value, not an action")
     assert inspect.getdoc(FUNCTIONS[name]).startswith("Returns ")
 
 
@@ -54,7 +56,7 @@ def test_signature_carries_the_shapes(name):
     assert all(p.annotation is not p.empty for p in parameters)
     for p in parameters:
         if p.name in ("query", "key", "value", "x", "table", "positions", "inputs_q"):
-            assert issubclass(p.annotation, importlib.import_module("jaxtyping").AbstractArray)
+            assert issubclass(p.annotation, AbstractArray)
 
 
 @pytest.mark.parametrize("name", MODULES)
