@@ -159,8 +159,7 @@ def _attend_jvp(grid: Grid, primals, tangents):
     mask, inputs = primals
     outputs = _attend(grid, mask, inputs)
     moving = Inputs(*(None if isinstance(x, SymbolicZero) else x for x in tangents[1]))
-    rule = jax.checkpoint(_attend_tangent, static_argnums=(0,))
-    return outputs, rule(grid, mask, inputs, outputs, moving)
+    return outputs, _attend_tangent(grid, mask, inputs, outputs, moving)
 
 
 def _attend_tangent(
