@@ -1,6 +1,9 @@
 """Trained on rows of 64 tokens, attention without a position code is right on rows of 1024.
 
 Command   python -m experiments.run configs/induction.py
+Minutes   5, on two cores of a shared Intel Xeon
+Expected  attention 100 % at 64, 128, 256, 512 and 1024 tokens (1,000 answers each, so at least
+          99.6 % with 95 % confidence); window 53, 33, 17, 11 and 10 % (chance 6.2 %). Seed 0.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,12 @@
 """Attention recalls the value of a key at every distance; a window of 16 up to its reach.
 
 Command   python -m experiments.run configs/recall.py
+Minutes   3.5, on two cores of a shared Intel Xeon
+Expected  attention at least 99.9 % in every distance bin; window 98.5 % up to 12 tokens, 76 % at
+          13-18, about 30 % at 19-30, and at most 3 % (chance 0.8 %) beyond 30. Seed 0.
+
+The window learns more slowly than attention: at a rate of 1e-2 and with half the steps it was right
+on 15 % at best within its reach, hence this rate and length. Its reach is 34 tokens.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,12 @@
 """The main job: attention recalls real text 95 characters back; a window of 16 cannot.
 
 Command   python -m experiments.run configs/repeated_text.py
+Minutes   5, on two cores of a shared Intel Xeon
+Expected  bits a character on the second reading: attention 0.011, window 2.675 (chance 4.50);
+          on the first reading, where nothing can be recalled: 2.871 and 2.621. Seed 0.
+
+With a rotary code the model learns the offset. Without a position code (--model.position none, rate
+3e-3) it had not found the copy after 1,200 steps. The window at a rate of 3e-3 trains no better.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig

@@ -1,6 +1,9 @@
 """Seconds: attention finds a token again at any distance, a window of 4 does not.
 
 Command   python -m experiments.run configs/smoke.py
+Minutes   1, on two cores of a shared Intel Xeon, most of them compilation
+Expected  attention 100 %, window 30 %: all of what lies within 6 tokens, chance (6.2 %) beyond its
+          reach of 10. Seed 0.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
