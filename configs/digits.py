@@ -1,6 +1,9 @@
 """Attention classifies a real digit after 120 rows of noise; a window of 16 cannot.
 
 Command   python -m experiments.run configs/digits.py
+Minutes   4, on two cores of a shared Intel Xeon
+Expected  trained on rows of 128: attention 92 % at 128 and 92 to 94 % at 64, 32 and 16; window at
+          chance (10 %) at all, for it had nothing to learn from at the length of training. Seed 0.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
