@@ -56,9 +56,9 @@ def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransf
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the rate of each step."""
-    warmup = min(config.warmup_steps, steps)
+    peak, warmup = config.learning_rate, config.warmup_steps
     return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate, config.learning_rate, warmup, max(steps, 1)
+        0.0 if warmup else peak, peak, warmup, decay_steps=max(steps, warmup + 1)
     )
 
 
