@@ -43,7 +43,7 @@ def learned(table: Float[Array, "L D"], num_positions: int) -> Float[Array, "T D
     References:
       Gehring et al., arXiv 1705.03122, section 3.1.
     """
-    if num_positions > table.shape[0]:
+    if not 0 <= num_positions <= table.shape[0]:
         raise ValueError(
             f"num_positions is {num_positions}; expected at most {table.shape[0]}, the rows of the "
             "learned table"

@@ -95,7 +95,10 @@ def summarise(answers: Answers) -> dict[str, Any]:
 
 
 def score(answers: Answers, group: Any) -> dict[str, Any]:
-    """Returns accuracy and bits over a group of answers, with 95 % intervals over test rows."""
+    """Returns accuracy and bits over a group of answers, with 95 % intervals.
+
+    That of bits takes rows as independent, that of accuracy answers.
+    """
     correct, bits = answers.correct[group], answers.bits[group]
     rows = np.nonzero(group)[0]
     spread = np.bincount(rows, bits - bits.mean(), minlength=len(group))
