@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from attn import masks, positions
-from attn.dot_product import attention_scores, attention_weights, dot_product_attention
+from attn import diagnostics, masks, positions, scores
+from attn.dot_product import dot_product_attention
+from attn.explanation import explain
+from attn.maps import attention_scores, attention_weights
+from attn.partial import attend_partial, finish, merge
 from attn.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -12,11 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MultiHeadAttention",
+    "attend_partial",
     "attention_scores",
     "attention_weights",
+    "diagnostics",
     "dot_product_attention",
+    "explain",
+    "finish",
     "masks",
+    "merge",
     "positions",
+    "scores",
 ]
 
 

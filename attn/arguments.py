@@ -5,15 +5,20 @@ which shape and which it should have, a ``TypeError`` the same of dtypes. What p
 for every implementation, so none of them checks again.
 """
 
+import functools
 import numbers
+import operator
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from attn.masks import And, Dense, Lengths, Mask, Window
+from attn import dropout
+from attn.masks import Dense, Lengths, Mask, Window
+from attn.scores import Function, Score
 
 Alignment = Literal["start", "end"]
 
@@ -27,6 +32,9 @@ class Resolved(NamedTuple):
     bias: Array | None
     mask: Mask | None
     scale: Array
+    score: Score | None
+    dropout_seed: Array | None = None
+    dropout_rate: float = 0.0
 
 
 def arrays(*, query: Any, key: Any, value: Any = None) -> tuple[Array, ...]:
@@ -79,8 +87,10 @@ def resolve(
     key_value_seq_lengths: Any = None,
     local_window_size: int | tuple[int, int] | None = None,
     alignment: Alignment = "start",
+    score: Any = None,
+    score_params: Any = None,
 ) -> Resolved:
-    """Returns bias, mask and scale as implementations take them; the mask holds all options."""
+    """Returns the options as implementations take them; the mask holds all that mask."""
     *batch, num_queries, num_heads, width = query.shape
     num_keys = key.shape[-3]
     pairs = (*batch, num_heads, num_queries, num_keys)
@@ -89,7 +99,8 @@ def resolve(
     offset = num_keys - num_queries if alignment == "end" else 0
     masks: list[Mask] = []
     if isinstance(mask, Mask):
-        masks.append(_fitting(mask, pairs))
+        mask.check(tuple(batch), num_heads, num_queries, num_keys)
+        masks.append(mask)
     elif mask is not None:
         masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
     if not isinstance(is_causal, (bool, np.bool_)):
@@ -107,11 +118,29 @@ def resolve(
             )
         )
 
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
     return Resolved(
         bias=None if bias is None else _broadcastable("bias", bias, pairs, is_mask=False),
-        mask=_all_of(masks),
-        scale=_scale(scale, width, jnp.promote_types(query.dtype, jnp.float32)),
+        mask=functools.reduce(operator.and_, masks) if masks else None,
+        scale=_scale(scale, width, dtype),
+        score=_score(score, score_params, tuple(batch), pairs[-3:], dtype),
     )
+
+
+def sinks_of(sinks: Any, query: Array) -> Array:
+    """Returns the logits of the sinks, broadcastable to ``[*B, T, N]``."""
+    *batch, _, num_heads, _ = query.shape
+    expected = (*batch, num_heads)
+    x = _array("sinks", sinks)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"sinks has dtype {x.dtype}; expected a floating one")
+    fits = x.ndim and x.shape[-1] == num_heads and x.ndim <= len(expected)
+    if not fits or any(a not in (1, b) for a, b in zip(x.shape, expected[-x.ndim :], strict=True)):
+        raise ValueError(
+            f"sinks has shape {x.shape}; expected {(num_heads,)}, a logit for every head, or one "
+            f"broadcastable to {expected}"
+        )
+    return x.astype(jnp.promote_types(query.dtype, jnp.float32))[..., None, :]
 
 
 def check_choice(name: str, choice: Any, choices: Iterable[str]) -> None:
@@ -143,32 +172,12 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
     return jnp.reshape(x, (1,) * (3 - x.ndim) + x.shape)
 
 
-def _fitting(mask: Mask, pairs: tuple[int, ...]) -> Mask:
-    """Returns the mask with its arrays checked against ``[*B, N, T, S]``."""
-    match mask:
-        case And():
-            return And(_fitting(mask.left, pairs), _fitting(mask.right, pairs))
-        case Dense():
-            return Dense(_broadcastable("mask", mask.array, pairs, is_mask=True))
-        case Lengths():
-            return Lengths(
-                _lengths("mask of query lengths", mask.query, pairs[:-3], one_for_all=True),
-                _lengths("mask of key lengths", mask.key, pairs[:-3], one_for_all=True),
-            )
-        case _:
-            return mask
-
-
-def _lengths(
-    name: str, x: Any, batch: tuple[int, ...], *, one_for_all: bool = False
-) -> Array | None:
+def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
     if x is None:
         return None
     x = _array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}; expected an integer one")
-    if one_for_all and x.ndim == 0:
-        return x
     if x.shape != batch and (batch or x.shape != (1,)):
         raise ValueError(f"{name} has shape {x.shape}; expected {batch}, the leading axes of query")
     return jnp.reshape(x, batch)
@@ -195,10 +204,42 @@ def _scale(scale: Any, width: int, dtype: Any) -> Array:
     return scale.astype(dtype)
 
 
-def _all_of(masks: list[Mask]) -> Mask | None:
-    if not masks:
-        return None
-    combined, *rest = masks
-    for mask in rest:
-        combined = combined & mask
-    return combined
+def _score(
+    score: Any, params: Any, batch: tuple[int, ...], sizes: tuple[int, ...], dtype: Any
+) -> Score | None:
+    if not isinstance(score, Score):
+        if params is not None and not callable(score):
+            raise ValueError("score_params is given without a score function to take it")
+        if score is None:
+            return None
+        if not callable(score):
+            raise TypeError(
+                f"score is a {type(score).__name__}; expected a value of attn.scores or a function "
+                "(scores, indices, params)"
+            )
+        score = Function(score, params)
+    elif params is not None:
+        raise ValueError(f"score_params is given, but score is {score!r}, which holds its own")
+    num_heads, num_queries, num_keys = sizes
+    score.check(batch, num_heads, num_queries, num_keys, dtype)
+    return score
+
+
+def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
+    """Returns the options with dropout."""
+    if not isinstance(rate, (int, float)) or isinstance(rate, bool):
+        raise TypeError(f"dropout_rate is a {type(rate).__name__}; expected a Python float")
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate is {rate}; expected one in [0, 1)")
+    if rate == 0:
+        return resolved
+    if rng is None:
+        raise ValueError(f"dropout_rng is None; expected a random key, as dropout_rate is {rate}")
+    if not hasattr(rng, "dtype"):
+        raise TypeError(f"dropout_rng is a {type(rng).__name__}; expected a random key")
+    is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    if rng.ndim != 0 if is_key else rng.dtype != jnp.uint32 or rng.ndim != 1:
+        raise ValueError(
+            f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
+        )
+    return resolved._replace(dropout_seed=dropout.seed_of(rng), dropout_rate=float(rate))

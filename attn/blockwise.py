@@ -1,28 +1,34 @@
-"""Exact attention at linear memory, on any platform: a scan over tiles, and one derivative rule.
+"""Exact attention at linear memory, on any platform: one pass over tiles, and one derivative rule.
 
-The queries are cut into tiles; for each of them a scan over tiles of keys carries a
-``SoftmaxState``. No T x S array exists at any time, in any derivative of any order.
+For every row of tiles a ``SoftmaxState`` absorbs the tiles of keys that its mask leaves. No T x S
+array exists at any time, in any derivative of any order.
 
 **The rule.** For query i with weights p_ij = exp(s_ij - lse_i), the tangents are
 
     r_i = sum_j p_ij ds_ij        do_i = sum_j p_ij ds_ij v_j - r_i o_i + sum_j p_ij dv_j
     dlse_i = r_i
 
-with ds the tangent of the score tile, taken by ``jax.jvp`` of the function that computes it. The
-rule is itself a scan over tiles whose bodies are rematerialised, so nothing of size T x S is saved
-for a later pass. JAX transposes it into the backward pass of FlashAttention (Dao et al., arXiv
-2205.14135, algorithm 4; five matrix products a tile), and because the rule is differentiable in
-all that it reads, o and lse included, applying it again gives every higher order.
+with ds the tangent of the score tile, taken by ``jax.jvp`` of the function that computes it. They
+are sums over tiles (``attn.tiles``), a family that is closed under differentiation and
+transposition: the transpose of the rule is the backward pass of FlashAttention (Dao et al., arXiv
+2205.14135, algorithm 4; five matrix products a tile), and so on for every higher order.
+
+**Sinks** are a key for every head, of which only the score is given: its value is 0. **Dropout**
+multiplies p_ij in the output, not in lse, by z_ij / (1 - rate); whether z_ij is 0 or 1 is a hash
+of the seed and of the indices of the pair, so every pass, tile and order sees the same.
 
 **What never leaks.** In a tile that is not full, keys and values that no query of the tile may
 attend, and queries that may attend to no key of it, are replaced by 0 before any product: what
 stands there, NaN included, reaches no output and no derivative.
 
 Letters: ``*B`` leading axes, T queries, S keys, t and s the sides of a tile, N query heads,
-K key heads, G = N / K query heads that share a key head, H head width, V value width.
+K key heads, G = N / K query heads that share a key head, H head width, V value width. Inside,
+positions are the last axis: XLA's matrix products on CPU are fastest so, in both directions.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,79 +36,140 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
+from jaxtyping import Array, Float, UInt32
 
-from attn import softmax_state
+from attn import closures, dropout, softmax_state
+from attn.indices import Indices, tile_indices
 from attn.masks import Lengths, Mask
+from attn.scores import Score
+from attn.tiles import (
+    EMPTY,
+    FULL,
+    MIXED,
+    Axes,
+    Grid,
+    Tile,
+    ceil_div,
+    cut,
+    pad,
+    put,
+    sweep,
+    tile_sum,
+)
 
-
-class Inputs(NamedTuple):
-    """All that attention is differentiable in: whole, cut into tiles, or one tile of it."""
-
-    query: Any
-    key: Any
-    value: Any
-    bias: Any
-    scale: Any
-
-
-class Outputs(NamedTuple):
-    """What attention returns, or its tangent: whole, cut into tiles, or one tile of it."""
-
-    output: Any
-    lse: Any
+QUERIES, KEYS, NEITHER = Axes(query=-1), Axes(key=-1), Axes()
 
 
 class TileSizes(NamedTuple):
     """The greatest sides of a tile."""
 
-    query: int = 256
-    key: int = 256
+    query: int
+    key: int
 
 
-class Grid(NamedTuple):
-    """Queries and keys cut into the fewest tiles, of sides as equal as they can be."""
+def tile_sizes(
+    query_shape: tuple[int, ...], key_shape: tuple[int, ...], is_masked: bool
+) -> TileSizes:
+    """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
 
-    num_queries: int
-    num_keys: int
+    A tile should be large enough for both cores to share its products, and under a mask there
+    should be two along an axis, so that some can be empty.
+    """
+    *batch, num_queries, num_heads, _ = query_shape
+    most = 1024 if math.prod(batch) * num_heads == 1 else 512
+
+    def side(length):
+        halves = isinstance(length, int) and is_masked
+        return min(most, max(128, ceil_div(length, 2))) if halves else most
+
+    return TileSizes(side(num_queries), side(key_shape[-3]))
+
+
+class Inputs(NamedTuple):
+    """What attention is differentiable in, arranged: heads first, positions last, whole tiles."""
+
+    query: Any
+    """``[*B, K, H, G, T]``."""
+    key: Any
+    """``[*B, K, H, S]``."""
+    value: Any
+    """``[*B, K, V, S]``."""
+    bias: Any
+    """Broadcastable to ``[*B, K, G, T, S]``; None is 0."""
+    scale: Any
+    params: Any
+    """A list, of the score function."""
+
+
+class Context(NamedTuple):
+    """The arrays that have no derivative."""
+
+    mask: list[Array]
+    kind: list[Array]
+    seed: UInt32[Array, "2"] | None
+
+
+class Outputs(NamedTuple):
+    """What attention returns, or its tangent, arranged."""
+
+    output: Any
+    """``[*B, K, V, G, T]``."""
+    lse: Any
+    """``[*B, K, G, T]``."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """The static part of a call: sizes, and functions that take every array as an argument."""
+
+    grid: Grid
+    batch: tuple[int, ...]
+    num_heads: int
     num_key_heads: int
-    sides: TileSizes
+    allow: Callable | None
+    """``(arrays, indices) -> bool``, broadcastable to ``[*B, N, t, s]``; None is all."""
+    kind: Callable | None
+    """``(arrays, indices) -> int``, of a tile."""
+    score: Callable | None
+    """``(params, scores, indices) -> scores`` of ``[*B, N, t, s]``; None is the identity."""
+    dropout_rate: float
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many tiles of queries and of keys; the last of each may be padded."""
-        return (
-            _ceil_div(self.num_queries, self.sides.query),
-            _ceil_div(self.num_keys, self.sides.key),
-        )
+    def indices(self, i, j) -> Indices:
+        """Returns where tile (i, j) stands."""
+        return tile_indices(self.batch, self.num_heads, *self.grid.positions(i, j))
 
-    @property
-    def padded(self) -> tuple[int, int]:
-        """How many queries and keys there are with the padding."""
-        return self.counts[0] * self.sides.query, self.counts[1] * self.sides.key
+    def restored(self, x: Float[Array, "*B K G W T"]) -> Float[Array, "*B T N W"]:
+        """Returns a result of the queries, arranged as they were given."""
+        x = jnp.reshape(x, (*self.batch, self.num_heads, *x.shape[-2:]))
+        return jnp.moveaxis(x[..., : self.grid.num_queries], -1, -3)
 
+    def kinds(self, context: Context, i) -> Array:
+        """Returns the kinds of the tiles of a row."""
+        kind = self.kind
+        assert kind is not None
 
-EMPTY, FULL, MIXED = range(3)
-"""Kinds of tiles; see ``attn.masks.TileKind``."""
+        def of_tile(j):
+            return kind(context.kind, self.indices(i, j))
 
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
+        return jax.vmap(of_tile)(jnp.arange(self.grid.counts[1]))
 
 
-@functools.partial(jax.jit, static_argnames=("tile_sizes",))
+@functools.partial(jax.jit, static_argnames=("dropout_rate", "sides"))
 def blockwise_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
     value: Float[Array, "*B S K V"],
-    bias: Float[Array, "..."] | None,
-    mask: Mask | None,
-    scale: Float[Array, ""] | float,
-    tile_sizes: TileSizes = TileSizes(),  # noqa: B008 - immutable
+    bias: Float[Array, "..."] | None = None,
+    mask: Mask | None = None,
+    scale: Float[Array, ""] | float = 1.0,
+    score: Score | None = None,
+    dropout_seed: UInt32[Array, "2"] | None = None,
+    dropout_rate: float = 0.0,
+    sides: TileSizes | None = None,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
-        s = scale query key^T + bias        output = softmax(s) value        lse = log sum exp s
+        s = score(scale query key^T + bias)     output = softmax(s) value     lse = log sum exp s
 
     Cost: O(T S (H + V)) time a head, less the tiles that the mask finds empty; O(T + S) memory a
     head, in every derivative too (a bias of size T x S is the caller's, and so is its gradient).
@@ -114,238 +181,266 @@ def blockwise_attention(
       bias: added to the scaled scores; broadcastable to ``[*B, N, T, S]``.
       mask: which pairs take part; None is all.
       scale: factor of the scores.
-      tile_sizes: greatest sides of a tile.
+      score: changes the scores; None leaves them.
+      dropout_seed: of ``attn.dropout.seed_of``.
+      dropout_rate: the probability that a weight is dropped.
+      sides: the greatest of a tile; None is ``tile_sizes`` of these shapes.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
-    num_queries, num_keys = query.shape[-3], key.shape[-3]
-    sides = TileSizes(
-        query=_ceil_div(num_queries, _ceil_div(num_queries, tile_sizes.query)),
-        key=_ceil_div(num_keys, _ceil_div(num_keys, tile_sizes.key)),
+    problem, context, inputs = prepare(
+        query, key, value, bias, mask, scale, score, dropout_seed, dropout_rate, sides
     )
-    grid = Grid(num_queries, num_keys, key.shape[-2], sides)
+    output, lse = _attend(problem, context, inputs)
+    return problem.restored(jnp.swapaxes(output, -3, -2)), problem.restored(lse[..., None, :])[
+        ..., 0
+    ]
+
+
+def grid_of(num_queries: int, num_keys: int, most: TileSizes) -> Grid:
+    """Returns the fewest tiles of at most these sides, of sides as equal as they can be.
+
+    Along an axis of symbolic length (``jax.export``) they are of just these sides.
+    """
+
+    def side(length, most):
+        return ceil_div(length, ceil_div(length, most)) if isinstance(length, int) else most
+
+    return Grid(num_queries, num_keys, side(num_queries, most.query), side(num_keys, most.key))
+
+
+def within(grid: Grid, mask: Mask | None) -> Mask | None:
+    """Returns the mask over whole tiles, without what is beyond the queries and keys."""
     if mask is not None:
         mask = mask.pad(*grid.padded)
-    if grid.padded != (num_queries, num_keys):
-        in_range = Lengths(query=jnp.int32(num_queries), key=jnp.int32(num_keys))
-        mask = in_range if mask is None else mask & in_range
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    return _attend(grid, mask, Inputs(query, key, value, bias, jnp.asarray(scale, dtype)))
+    if grid.padded == (grid.num_queries, grid.num_keys):
+        return mask
+    in_range = Lengths(query=jnp.int32(grid.num_queries), key=jnp.int32(grid.num_keys))
+    return in_range if mask is None else mask & in_range
+
+
+def prepare(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K V"] | None,
+    bias: Float[Array, "..."] | None,
+    mask: Mask | None,
+    scale: Float[Array, ""] | float,
+    score: Score | None,
+    dropout_seed: UInt32[Array, "2"] | None,
+    dropout_rate: float,
+    sides: TileSizes | None,
+) -> tuple[Problem, Context, Inputs]:
+    """Returns a call in the three parts that the passes over tiles are written in."""
+    *batch, num_queries, num_heads, _ = query.shape
+    num_key_heads, dtype = key.shape[-2], jnp.promote_types(query.dtype, jnp.float32)
+    if sides is None:
+        sides = tile_sizes(query.shape, key.shape, mask is not None)
+    grid = grid_of(num_queries, key.shape[-3], sides)
+    mask = within(grid, mask)
+    problem = Problem(grid, tuple(batch), num_heads, num_key_heads, None, None, None, dropout_rate)
+    example = jax.eval_shape(problem.indices, 0, 0)
+    allow = kind = function = None
+    allow_arrays, kind_arrays, params = [], [], []
+    if mask is not None:
+        allow, allow_arrays = closures.explicit(mask.allow, example)
+        kind, kind_arrays = closures.explicit(functools.partial(kind_of, mask), example)
+    if score is not None:
+        shape = (*batch, num_heads, grid.query_side, grid.key_side)
+        function, params = closures.explicit(score, jax.ShapeDtypeStruct(shape, dtype), example)
+    problem = dataclasses.replace(problem, allow=allow, kind=kind, score=function)
+
+    query = group(jnp.moveaxis(query.astype(dtype), -3, -1), -3, num_key_heads)
+    inputs = Inputs(
+        query=jnp.swapaxes(query, -3, -2),
+        key=jnp.moveaxis(key.astype(dtype), -3, -1),
+        value=None if value is None else jnp.moveaxis(value.astype(dtype), -3, -1),
+        bias=None if bias is None else group(_at_least_3d(bias.astype(dtype)), -3, num_key_heads),
+        scale=jnp.asarray(scale, dtype),
+        params=params,
+    )
+    padded = jax.tree.map(lambda x, axes: pad(grid, x, axes), inputs, axes_of(inputs))
+    return problem, Context(allow_arrays, kind_arrays, dropout_seed), padded
+
+
+def kind_of(mask: Mask, indices: Indices) -> Array:
+    """Returns whether a tile is full, mixed or empty, as ``attn.tiles`` numbers them."""
+    kind = mask.tile(indices)
+    return jnp.where(kind.empty, EMPTY, jnp.where(kind.full, FULL, MIXED))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(grid: Grid, mask: Mask | None, inputs: Inputs) -> Outputs:
+def _attend(problem: Problem, context: Context, inputs: Inputs) -> Outputs:
     """The primal: the state of every query absorbs all tiles of keys."""
+    grid = problem.grid
+    *batch, _, group_size, num_queries = inputs.query.shape
+    width, dtype = inputs.value.shape[-2], inputs.query.dtype
 
-    def start(row: Inputs):
-        *batch, t, k, g, _ = row.query[0].shape
-        return softmax_state.empty((*batch, k, g, t), row.value.shape[-1], row.query.dtype)
+    def start(_):
+        queries = (*batch, group_size * grid.query_side)
+        return softmax_state.empty(queries, width, dtype)
 
-    def step(tile: Inputs, state, allowed):
-        return softmax_state.absorb(state, *_scores(allowed, tile))
+    def visit(tile: Tile, state, outputs):
+        parts = jax.tree.map(lambda x, axes: cut(grid, x, axes, tile.i, tile.j), inputs, axes_in)
+        scores, values = tile_scores(problem, context, tile, parts)
+        factors = _factors(problem, context, tile, scores)
+        return softmax_state.absorb(state, scores, values, factors), outputs
 
-    def finish(_, state):
-        output, lse = softmax_state.finish(state)
-        return Outputs(output, lse[..., None])
+    def finish(i, state, outputs):
+        parts = Outputs(*(ungroup_queries(x, group_size) for x in softmax_state.finish(state)))
+        return jax.tree.map(lambda x, part: put(grid, x, part, QUERIES, i, 0), outputs, parts)
 
-    return _over_tiles(
-        grid, mask, _cut_inputs(grid, inputs, inputs.scale.dtype), start, step, finish
+    axes_in = axes_of(inputs)
+    outputs = Outputs(
+        jnp.zeros((*batch, width, group_size, num_queries), dtype),
+        jnp.zeros((*batch, group_size, num_queries), dtype),
     )
+    kinds = None if problem.kind is None else functools.partial(problem.kinds, context)
+    return sweep(grid, kinds, start, visit, finish, outputs)
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
-def _attend_jvp(grid: Grid, primals, tangents):
-    mask, inputs = primals
-    outputs = _attend(grid, mask, inputs)
-    moving = Inputs(*(None if isinstance(x, SymbolicZero) else x for x in tangents[1]))
-    return outputs, _attend_tangent(grid, mask, inputs, outputs, moving)
+def _attend_jvp(problem: Problem, primals, tangents):
+    context, inputs = primals
+    outputs = _attend(problem, context, inputs)
+    is_zero = lambda x: isinstance(x, SymbolicZero)  # noqa: E731
+    moving = jax.tree.map(lambda x: None if is_zero(x) else x, tangents[1], is_leaf=is_zero)
+    return outputs, _attend_tangent(problem, context, inputs, outputs, moving)
 
 
 def _attend_tangent(
-    grid: Grid, mask: Mask | None, inputs: Inputs, outputs: Outputs, moving: Inputs
-):
-    """The tangent, linear in ``moving``: the tangents of ``inputs``, None for what is at rest."""
-    operands = (
-        _cut_inputs(grid, inputs, inputs.scale.dtype),
-        _cut_inputs(grid, moving, inputs.scale.dtype),
-        Outputs(*(_cut_queries(grid, x) for x in (outputs.output, outputs.lse[..., None]))),
-    )
+    problem: Problem, context: Context, inputs: Inputs, outputs: Outputs, moving: Inputs
+) -> Outputs:
+    """The rule: linear in ``moving``, the tangents of ``inputs``, None for what is at rest."""
 
-    def start(row):
-        return jax.tree.map(lambda x: jnp.zeros_like(_heads_first(x[0])), row[2])
-
-    def step(operands, sums, allowed):
-        tile, moving, outputs = operands
-        moving = {name: x for name, x in moving._asdict().items() if x is not None}
-        (scores, values), (d_scores, d_values) = jax.jvp(
-            lambda moved: _scores(allowed, tile._replace(**moved)),
-            [{name: getattr(tile, name) for name in moving}],
-            [moving],
+    def function(tile: Tile, operands):
+        context, inputs, moving, lse = operands
+        (scores, values), (d_scores, d_values) = _jvp_where(
+            lambda inputs: tile_scores(problem, context, tile, inputs), inputs, moving
         )
-        weights = jnp.exp(scores - softmax_state.finite(_heads_first(outputs.lse)))
+        weights = jnp.exp(scores - softmax_state.finite(group_queries(lse))[..., None])
+        factors = _factors(problem, context, tile, scores)
         weighted = weights * d_scores
-        return Outputs(
-            sums.output + weighted @ values + weights @ d_values,
-            sums.lse + jnp.sum(weighted, axis=-1, keepdims=True),
+        mixed = softmax_state.mix(weighted, values, factors)
+        if moving.value is not None:
+            mixed += softmax_state.mix(weights, d_values, factors)
+        group_size = lse.shape[-2]
+        return ungroup_queries(mixed, group_size), ungroup_queries(
+            jnp.sum(weighted, axis=-1), group_size
         )
 
-    def finish(row, sums):
-        return Outputs(sums.output - sums.lse * _heads_first(row[2].output[0]), sums.lse)
+    mixed, d_lse = tile_sum(
+        problem.grid,
+        function,
+        None if problem.kind is None else lambda i, operands: problem.kinds(operands[0], i),
+        (context, inputs, moving, outputs.lse),
+        (jax.tree.map(lambda _: NEITHER, context), axes_of(inputs), axes_of(moving), QUERIES),
+        (QUERIES, QUERIES),
+    )
+    return Outputs(mixed - outputs.output * d_lse[..., None, :, :], d_lse)
 
-    return _over_tiles(grid, mask, operands, start, step, finish)
+
+def _jvp_where(function: Callable, inputs: Any, moving: Any):
+    """Returns ``jax.jvp`` of ``function`` at ``inputs``, of which those with a tangent move."""
+    leaves, tree = jax.tree.flatten(inputs)
+    # A leaf of ``inputs`` is None in ``moving`` if it is at rest.
+    tangents = tree.flatten_up_to(moving)
+
+    def moved(some):
+        some = iter(some)
+        every = [x if dx is None else next(some) for x, dx in zip(leaves, tangents, strict=True)]
+        return function(jax.tree.unflatten(tree, every))
+
+    pairs = [(x, dx) for x, dx in zip(leaves, tangents, strict=True) if dx is not None]
+    return jax.jvp(moved, ([x for x, _ in pairs],), ([dx for _, dx in pairs],))
 
 
-def _scores(allowed: Bool[Array, "..."] | None, tile: Inputs):
-    """Returns the scores ``[*B, K, G, t, s]`` and values ``[*B, K, 1, s, V]`` of one tile.
+def tile_scores(problem: Problem, context: Context, tile: Tile, parts: Inputs):
+    """Returns the scores ``[*B, K, G t, s]`` and values ``[*B, K, V, s]`` of one tile.
 
-    s = scale q k^T + bias, and -inf where it is not allowed; None allows all.
+    s = score(scale q k^T + bias), and -inf where it is not allowed.
     """
-    query, key, value = tile.query, tile.key, tile.value
-    if allowed is not None:
-        asks = jnp.any(allowed, axis=-1, keepdims=True)
-        query = jnp.where(_heads_last(asks), query, 0)
-        seen = jnp.any(allowed, axis=(-3, -2))[..., None]
-        key, value = (jnp.where(jnp.swapaxes(seen, -2, -3), x, 0) for x in (key, value))
-    scores = jnp.einsum("...tkgh,...skh->...kgts", query * tile.scale, key)
-    if tile.bias is not None:
-        scores += tile.bias
+    query, key, value = parts.query, parts.key, parts.value
+    *batch, _, group_size, side = query.shape
+    indices = problem.indices(tile.i, tile.j)
+    allowed = None
+    if problem.allow is not None and not tile.is_full:
+        allowed = problem.allow(context.mask, indices)
+        allowed = group(_at_least_3d(allowed), -3, problem.num_key_heads)
+        asks = jnp.any(allowed, axis=-1)[..., None, :, :]
+        seen = jnp.any(allowed, axis=(-3, -2))[..., None, :]
+        query = jnp.where(asks, query, 0)
+        key = jnp.where(seen, key, 0)
+        value = None if value is None else jnp.where(seen, value, 0)
+    scores = _products(group_queries(query * parts.scale), key)
+    scores = jnp.reshape(scores, (*batch, group_size, side, key.shape[-1]))
+    if parts.bias is not None:
+        scores += parts.bias
+    if problem.score is not None:
+        if allowed is not None:
+            scores = jnp.where(allowed, scores, 0)
+        grouped = scores.shape
+        scores = jnp.reshape(scores, (*batch[:-1], problem.num_heads, *grouped[-2:]))
+        scores = jnp.reshape(problem.score(parts.params, scores, indices), grouped)
     if allowed is not None:
         scores = jnp.where(allowed, scores, -jnp.inf)
-    return scores, jnp.moveaxis(value, -3, -2)[..., None, :, :]
+    return jnp.reshape(scores, (*batch, group_size * side, key.shape[-1])), value
 
 
-def _over_tiles(grid: Grid, mask: Mask | None, operands, start, step, finish) -> Outputs:
-    """Returns what ``finish`` makes of every row of tiles, uncut.
-
-    The leaves of ``operands`` are indexed by query tile, then by key tile. For each row of tiles a
-    carry begins as ``start(row)``, becomes ``step(tile, carry, allowed)`` at every tile that is
-    not empty, and ends as ``finish(row, carry)``. Both bodies are rematerialised: a derivative
-    of these scans keeps their carries, never a tile.
-    """
-
-    def over_row(_, i, row):
-        def over_tile(carry, j, tile):
-            rows = i * grid.sides.query + jnp.arange(grid.sides.query)
-            columns = j * grid.sides.key + jnp.arange(grid.sides.key)
-            return _visit(grid, mask, rows, columns, functools.partial(step, tile), carry), None
-
-        carry, _ = _scan(over_tile, start(row), row, grid.counts[1])
-        return None, jax.tree.map(_heads_last, finish(row, carry))
-
-    _, tiles = _scan(over_row, None, operands, grid.counts[0])
-    return Outputs(_uncut_queries(grid, tiles.output), _uncut_queries(grid, tiles.lse)[..., 0])
+def _products(query: Float[Array, "*B H Q"], key: Float[Array, "*B H s"]) -> Array:
+    batch = tuple(range(query.ndim - 2))
+    width = query.ndim - 2
+    return lax.dot_general(query, key, (((width,), (width,)), (batch, batch)))
 
 
-def _visit(grid: Grid, mask: Mask | None, rows, columns, step, carry):
-    """Returns the carry after one tile: unchanged if it is empty, unmasked if it is full."""
-    if mask is None:
-        return step(carry, allowed=None)
-
-    def mixed(carry):
-        allowed = mask.allow(rows, columns)
-        allowed = jnp.reshape(allowed, (1,) * (3 - allowed.ndim) + allowed.shape)
-        return step(carry, allowed=_group_heads(allowed, -3, grid))
-
-    if grid.counts == (1, 1):
-        return mixed(carry)
-    kind = mask.tile(rows, columns)
-    if kind.empty is False and kind.full is False:
-        return mixed(carry)
-    branches = [lambda carry: carry, functools.partial(step, allowed=None), mixed]
-    index = jnp.where(kind.empty, EMPTY, jnp.where(kind.full, FULL, MIXED))
-    return lax.switch(_agreed(index), branches, carry)
+def _factors(problem: Problem, context: Context, tile: Tile, scores: Array) -> Array | None:
+    """Returns z / (1 - rate), shaped as the scores; None without dropout."""
+    if context.seed is None:
+        return None
+    rate = problem.dropout_rate
+    kept = dropout.kept(
+        context.seed,
+        rate,
+        problem.indices(tile.i, tile.j),
+        problem.num_heads,
+        problem.grid.num_queries,
+    )
+    return jnp.where(jnp.reshape(kept, scores.shape), 1 / (1 - rate), 0).astype(scores.dtype)
 
 
-@jax.custom_batching.custom_vmap
-def _agreed(kind):
-    """The identity; under ``vmap``, the kind of a tile on which all agree, or else mixed.
-
-    So the choice of a branch is never batched: a tile that is empty for all is still skipped, and
-    ``lax.switch`` stays one. (As a select, its linear part cannot be transposed: jax 0.10, 0.11.)
-    """
-    return kind
-
-
-@_agreed.def_vmap
-def _agreed_rule(axis_size, in_batched, kinds):
-    del in_batched
-    if axis_size == 0:
-        return jnp.full_like(kinds, MIXED, shape=()), False
-    return _agreed(jnp.where(jnp.all(kinds == kinds[0]), kinds[0], MIXED)), False
-
-
-def _scan(body: Callable, carry, operands, count: int):
-    """``lax.scan`` of ``body(carry, index, operands)``, rematerialised.
-
-    Leaves of ``operands`` have a leading axis of ``count``, or of 1 if they serve every index.
-    """
-    leaves, tree = jax.tree.flatten(operands)
-    shared = [x[0] if x.shape[0] == 1 else None for x in leaves]
-
-    def step(carry, indexed):
-        index, sliced = indexed
-        merged = [x if x is not None else y for x, y in zip(shared, sliced, strict=True)]
-        return body(carry, index, jax.tree.unflatten(tree, merged))
-
-    if count == 1:
-        carry, result = step(carry, (0, shared))
-        return carry, jax.tree.map(lambda x: x[None], result)
-    sliced = [x if y is None else None for x, y in zip(leaves, shared, strict=True)]
-    step = jax.checkpoint(step, prevent_cse=False)
-    return lax.scan(step, carry, (jnp.arange(count), sliced))
-
-
-def _cut_inputs(grid: Grid, inputs: Inputs, dtype: DTypeLike) -> Inputs:
-    """Returns the inputs cut, in one dtype; what is None stays None."""
-    query, key, value, bias, scale = (None if x is None else x.astype(dtype) for x in inputs)
+def axes_of(inputs: Inputs) -> Inputs:
+    """Returns which axes of the inputs are cut; None for what is not there."""
+    bias = inputs.bias
     return Inputs(
-        query=None if query is None else _cut_queries(grid, query),
-        key=None if key is None else _cut_axis(key, -3, grid, 1)[None],
-        value=None if value is None else _cut_axis(value, -3, grid, 1)[None],
-        bias=None if bias is None else _cut_bias(grid, bias),
-        scale=None if scale is None else scale[None, None],
+        query=None if inputs.query is None else QUERIES,
+        key=None if inputs.key is None else KEYS,
+        value=None if inputs.value is None else KEYS,
+        bias=None
+        if bias is None
+        else Axes(-2 if bias.shape[-2] != 1 else None, -1 if bias.shape[-1] != 1 else None),
+        scale=None if inputs.scale is None else NEITHER,
+        params=[None if x is None else NEITHER for x in inputs.params],
     )
 
 
-def _cut_queries(grid: Grid, x: Float[Array, "*B T N W"]) -> Float[Array, "i 1 *B t K G W"]:
-    return _cut_axis(_group_heads(x, -2, grid), -4, grid, 0)[:, None]
+def _at_least_3d(x: Array) -> Array:
+    return jnp.reshape(x, (1,) * (3 - x.ndim) + x.shape)
 
 
-def _uncut_queries(grid: Grid, x: Float[Array, "i *B t K G W"]) -> Float[Array, "*B T N W"]:
-    *batch, _, k, g, width = x.shape[1:]
-    x = jnp.reshape(jnp.moveaxis(x, 0, -5), (*batch, grid.padded[0], k * g, width))
-    return x[..., : grid.num_queries, :, :]
-
-
-def _cut_bias(grid: Grid, bias: Float[Array, "..."]) -> Float[Array, "i j *B K G t s"]:
-    """Any of the axes, i and j included, may be 1 and serve all."""
-    bias = jnp.reshape(bias, (1,) * (3 - bias.ndim) + bias.shape)
-    return _cut_axis(_cut_axis(_group_heads(bias, -3, grid), -1, grid, 1), -2, grid, 0)
-
-
-def _cut_axis(x: Array, axis: int, grid: Grid, which: int) -> Array:
-    """Returns ``x`` with an axis of queries (0) or keys (1) cut: first the tile, then within it."""
-    length, side, count = x.shape[axis], grid.sides[which], grid.counts[which]
-    if length == 1:
-        return x[None]
-    axis %= x.ndim
-    x = jnp.pad(x, [(0, side * count - length if a == axis else 0) for a in range(x.ndim)])
-    x = jnp.reshape(x, (*x.shape[:axis], count, side, *x.shape[axis + 1 :]))
-    return jnp.moveaxis(x, axis, 0)
-
-
-def _group_heads(x: Array, axis: int, grid: Grid) -> Array:
+def group(x: Array, axis: int, num_key_heads: int) -> Array:
     """Returns ``x`` with its axis of N heads as K, G; an axis of 1 as 1, 1."""
     axis %= x.ndim
     heads = x.shape[axis]
-    key_heads = 1 if heads == 1 else grid.num_key_heads
+    key_heads = 1 if heads == 1 else num_key_heads
     return jnp.reshape(x, (*x.shape[:axis], key_heads, heads // key_heads, *x.shape[axis + 1 :]))
 
 
-def _heads_first(x: Shaped[Array, "*B t K G W"]) -> Shaped[Array, "*B K G t W"]:
-    return jnp.moveaxis(x, -4, -2)
+def group_queries(x: Float[Array, "*B G t"]) -> Float[Array, "*B Q"]:
+    """Returns the queries of the heads that share a key head as one axis."""
+    return jnp.reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
-def _heads_last(x: Shaped[Array, "*B K G t W"]) -> Shaped[Array, "*B t K G W"]:
-    return jnp.moveaxis(x, -2, -4)
+def ungroup_queries(x: Float[Array, "*B Q"], group_size: int) -> Float[Array, "*B G t"]:
+    """Returns them as two axes again."""
+    return jnp.reshape(x, (*x.shape[:-1], group_size, x.shape[-1] // group_size))

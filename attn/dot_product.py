@@ -4,20 +4,38 @@ Letters: ``*B`` any leading axes, none included, T queries, S keys, N query head
 heads (K divides N), H head width, V value width.
 """
 
-from typing import TypedDict, Unpack
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 from jaxtyping import Array, Bool, Float, Int
 
-from attn import arguments, reference
-from attn.arguments import Alignment
+from attn import arguments, reference, softmax_state
+from attn.arguments import Alignment, Resolved
 from attn.blockwise import blockwise_attention
 from attn.masks import Mask
+from attn.scores import Score
 
 IMPLEMENTATIONS = {
     "blockwise": blockwise_attention,
     "reference": reference.reference_attention,
 }
-"""Name to ``function(query, key, value, bias, mask, scale) -> (output, lse)``, fastest first."""
+"""Name to ``function(query, key, value, *Resolved) -> (output, lse)``, fastest first."""
+
+SYNONYMS = {"xla": "blockwise"}
+"""What ``jax.nn.dot_product_attention`` calls them."""
+
+
+class Options(TypedDict, total=False):
+    """The options of ``dot_product_attention`` that change scores and masks."""
+
+    scale: float | Float[Array, ""] | None
+    is_causal: bool
+    query_seq_lengths: Int[Array, "*B"] | None
+    key_value_seq_lengths: Int[Array, "*B"] | None
+    local_window_size: int | tuple[int, int] | None
+    alignment: Alignment
+    score: Score | Callable | None
+    score_params: Any
 
 
 def dot_product_attention(
@@ -33,14 +51,19 @@ def dot_product_attention(
     key_value_seq_lengths: Int[Array, "*B"] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     alignment: Alignment = "start",
+    score: Score | Callable | None = None,
+    score_params: Any = None,
+    sinks: Float[Array, "..."] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: Array | None = None,
     implementation: str | None = None,
     return_residual: bool = False,
 ) -> Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns scaled dot-product attention: for every query, the values mixed by their weights.
 
-        S = scale Q K^T + bias     P = softmax(S)     output = P V     lse = log sum_s exp(S)
+        S = score(scale Q K^T + bias)   P = softmax(S)   output = P V   lse = log sum_s exp(S)
 
-    A superset of ``jax.nn.dot_product_attention``: the same arguments, ``implementation`` apart,
+    A superset of ``jax.nn.dot_product_attention``: the same arguments
     give the same numbers, at memory linear in T and S, also in ``grad``, ``jvp``, ``hessian`` and
     beyond. Scores, softmax and sums are in float32, or in float64 for float64 inputs; matrix
     products have the precision that ``jax.default_matmul_precision`` gives float32 on the device.
@@ -68,7 +91,18 @@ def dot_product_attention(
         own; an int is both.
       alignment: where query i stands among the keys for ``is_causal`` and ``local_window_size``:
         ``"start"`` at key i, ``"end"`` at key i + S - T (the last query at the last key).
-      implementation: a name of ``IMPLEMENTATIONS``, strictly; None is the fastest.
+      score: a value of ``attn.scores``, or a function ``(scores, indices, params)`` of scores
+        ``[*B, N, t, s]`` and ``attn.indices.Indices``, elementwise in pairs; it may close over
+        arrays. Differentiable in all that it reads.
+      score_params: a pytree, the last argument of ``score`` if that is a function.
+      sinks: a logit for every head, ``[N]``, or one broadcastable to ``[*B, N]``: of a key that
+        every query may attend to, with value 0. It counts in the log-sum-exp; differentiable.
+      dropout_rate: the probability that a weight is dropped, a Python float in [0, 1); those kept
+        are divided by ``1 - dropout_rate``. The log-sum-exp is that without dropout.
+      dropout_rng: a random key; which weights are dropped depends on it and on the indices of a
+        pair alone, so it is the same in every pass, derivative and implementation.
+      implementation: a name of ``IMPLEMENTATIONS``, strictly; None is the fastest. ``"xla"``, as
+        jax.nn has it, is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:
@@ -90,7 +124,8 @@ def dot_product_attention(
       grouped queries, arXiv 2305.13245. Dao et al., arXiv 2205.14135, the linear-memory backward.
     """
     query, key, value = arguments.arrays(query=query, key=key, value=value)
-    bias, mask, scale = arguments.resolve(
+    logits = None if sinks is None else arguments.sinks_of(sinks, query)
+    resolved = arguments.resolve(
         query,
         key,
         bias,
@@ -101,60 +136,27 @@ def dot_product_attention(
         key_value_seq_lengths=key_value_seq_lengths,
         local_window_size=local_window_size,
         alignment=alignment,
+        score=score,
+        score_params=score_params,
     )
-    name = next(iter(IMPLEMENTATIONS)) if implementation is None else implementation
-    arguments.check_choice("implementation", name, IMPLEMENTATIONS)
-    output, lse = IMPLEMENTATIONS[name](query, key, value, bias, mask, scale)
+    resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
+    output, lse = run(implementation, query, key, value, resolved)
+    if logits is not None:
+        output, lse = softmax_state.with_sink(output, lse, logits)
     output = output.astype(query.dtype)
     return (output, lse) if return_residual else output
 
 
-class Options(TypedDict, total=False):
-    """The options of ``dot_product_attention`` that change scores and masks."""
-
-    scale: float | Float[Array, ""] | None
-    is_causal: bool
-    query_seq_lengths: Int[Array, "*B"] | None
-    key_value_seq_lengths: Int[Array, "*B"] | None
-    local_window_size: int | tuple[int, int] | None
-    alignment: Alignment
+def run(
+    implementation: str | None, query: Array, key: Array, value: Array, resolved: Resolved
+) -> tuple[Array, Array]:
+    """Returns output and log-sum-exp in the dtype of the computation; None is the fastest."""
+    return IMPLEMENTATIONS[chosen(implementation)](query, key, value, *resolved)
 
 
-def attention_scores(
-    query: Float[Array, "*B T N H"],
-    key: Float[Array, "*B S K H"],
-    bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | Mask | None = None,
-    **options: Unpack[Options],
-) -> Float[Array, "*B N T S"]:
-    """Returns the scores ``scale Q K^T + bias``, with -inf where a query may not attend.
-
-    For looking at: O(T S H) time and O(T S) memory a head. Arguments, options and errors are those
-    of ``dot_product_attention``.
-
-    Returns:
-      In float32, or float64 for float64 inputs.
-    """
-    query, key = arguments.arrays(query=query, key=key)
-    bias, mask, scale = arguments.resolve(query, key, bias, mask, **options)
-    allowed = reference.allowed_pairs(query.shape[-3], key.shape[-3], mask)
-    return reference.scores(query, key, bias, allowed, scale)
-
-
-def attention_weights(
-    query: Float[Array, "*B T N H"],
-    key: Float[Array, "*B S K H"],
-    bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | Mask | None = None,
-    **options: Unpack[Options],
-) -> Float[Array, "*B N T S"]:
-    """Returns the weights ``softmax(scale Q K^T + bias)``, the attention map.
-
-    For looking at: O(T S H) time and O(T S) memory a head. Arguments, options and errors are those
-    of ``dot_product_attention``.
-
-    Returns:
-      Each row sums to 1, or is 0 for a query that may attend to nothing. In float32, or float64
-      for float64 inputs.
-    """
-    return reference.weights(attention_scores(query, key, bias, mask, **options))
+def chosen(implementation: str | None) -> str:
+    """Returns the name of the implementation that runs."""
+    name = next(iter(IMPLEMENTATIONS)) if implementation is None else implementation
+    name = SYNONYMS.get(name, name)
+    arguments.check_choice("implementation", name, IMPLEMENTATIONS)
+    return name

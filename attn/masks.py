@@ -1,78 +1,78 @@
 """Masks as values: which queries may attend to which keys.
 
-A mask answers two questions. ``allow(rows, columns)``: may query i attend to key j, element by
-element, for the indices it is given. ``tile(rows, columns)``: does a whole rectangle of queries
-and keys hold no allowed pair (``empty``) or only allowed pairs (``full``), from the corner indices
-alone. Neither ever makes a T x S array, so a mask costs nothing until a tile is computed, and a
-tile that is empty is never computed.
+A mask is a condition on a query i and a key j, written once and asked about one tile of queries
+and keys at a time: which pairs of it are allowed, and whether none is, or all are (see
+``attn.mask_algebra``). Here are the patterns, each with its condition; most of them know from the
+corners of a tile that it is empty or full.
 
-Masks are pytrees: their arrays can be traced, vmapped and sharded. They compose with ``&``.
+They compose with ``&``, ``|`` and ``~``: packed documents are ``Causal() & Segments(ids)``, a
+prefix that all may read is ``Causal() | Prefix(length)``. A pattern that is not here is a
+``Where``, or a class of one's own under ``mask_class``.
 
-Letters: B leading axes, N query heads, T queries, S keys; t and s are the sides of one tile.
+Masks are pytrees. Arrays, and the integers of ``Lengths`` and ``Prefix``, are leaves: they can be
+traced, mapped and sharded. The Python numbers of other patterns (limits, a stride, a Python
+offset) are part of the program: another number is compiled anew, so that what changes at every
+call, as the offset does in decoding, should be an array.
+
+Letters: ``*B`` leading axes, N query heads, T queries, S keys; t and s are the sides of one tile.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from attn import mask_fields
+from attn.indices import Indices, tile_indices
+from attn.mask_algebra import And, Mask, Not, Or, TileKind, mask_class
 
-class TileKind(NamedTuple):
-    """What is known of a tile; neither flag set means mixed (or not known)."""
+__all__ = [
+    "And",
+    "Causal",
+    "Dense",
+    "Dilated",
+    "Lengths",
+    "Mask",
+    "Not",
+    "Or",
+    "Prefix",
+    "Segments",
+    "Strided",
+    "TileKind",
+    "Where",
+    "Window",
+    "mask_class",
+]
 
-    empty: Bool[Array, ""] | bool
-    full: Bool[Array, ""] | bool
-
-
-class Mask:
-    """Base of all masks; see the module docstring."""
-
-    def allow(self, rows: Int[Array, "t"], columns: Int[Array, "s"]) -> Bool[Array, "..."]:
-        """Returns True where query ``rows[a]`` may attend to key ``columns[b]``.
-
-        Args:
-          rows: consecutive query indices.
-          columns: consecutive key indices.
-
-        Returns:
-          Booleans broadcastable to ``[..., N, t, s]``.
-        """
-        raise NotImplementedError
-
-    def tile(self, rows: Int[Array, "t"], columns: Int[Array, "s"]) -> TileKind:
-        """Returns whether the tile is surely empty or surely full, from its corners."""
-        del rows, columns
-        return TileKind(empty=False, full=False)
-
-    def pad(self, num_queries: int, num_keys: int) -> "Mask":
-        """Returns the mask made safe to index up to these sizes; what is added is not read."""
-        del num_queries, num_keys
-        return self
-
-    def __and__(self, other: "Mask") -> "Mask":
-        """Both masks must allow a pair."""
-        return And(self, other)
+_STATIC = {"static": True}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@mask_class
 class Window(Mask):
     """Query i sees keys ``i + offset - left <= j <= i + offset + right``; None is no limit.
 
     ``offset`` places query 0 among the keys: 0 aligns the first query with the first key,
-    ``S - T`` the last with the last.
+    ``S - T`` the last with the last. An integer, or an array of them that broadcasts to ``[*B]``.
     """
 
-    left: int | None = dataclasses.field(default=None, metadata={"static": True})
-    right: int | None = dataclasses.field(default=None, metadata={"static": True})
-    offset: int = dataclasses.field(default=0, metadata={"static": True})
+    left: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    right: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    offset: Int[Array, "*B"] | int = 0
 
-    def allow(self, rows, columns):
-        """See ``Mask.allow``."""
-        ahead = columns[None, :] - (rows[:, None] + self.offset)
+    def __post_init__(self):
+        self._set(
+            left=mask_fields.limit("Window.left", self.left),
+            right=mask_fields.limit("Window.right", self.right),
+            offset=mask_fields.constant_or_integers("Window.offset", self.offset),
+        )
+
+    def allow(self, indices):
+        ahead = indices.key - indices.query - _over_tile(self.offset)
         allowed = jnp.ones(ahead.shape, bool)
         if self.left is not None:
             allowed &= ahead >= -self.left
@@ -80,10 +80,8 @@ class Window(Mask):
             allowed &= ahead <= self.right
         return allowed
 
-    def tile(self, rows, columns):
-        """See ``Mask.tile``: the corners hold the least and the greatest ``j - i``."""
-        least = columns[0] - (rows[-1] + self.offset)
-        greatest = columns[-1] - (rows[0] + self.offset)
+    def tile(self, indices):
+        least, greatest = (ahead - self.offset for ahead in _ahead_at_corners(indices))
         empty, full = False, True
         if self.left is not None:
             empty |= greatest < -self.left
@@ -91,85 +89,330 @@ class Window(Mask):
         if self.right is not None:
             empty |= least > self.right
             full &= greatest <= self.right
-        return TileKind(empty, full)
+        return _for_all(empty, full)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        mask_fields.check_integers("Window.offset", self.offset, batch)
+
+    def __repr__(self):
+        shown = super().__repr__()
+        if (self.left, self.right) != (None, 0):
+            return shown
+        return "Causal(" + shown.removeprefix("Window(right=0").removeprefix(", ")
 
 
-def Causal(offset: int = 0) -> Window:
+def Causal(offset: Int[Array, "*B"] | int = 0) -> Window:
     """Query i sees keys ``j <= i + offset``: itself and its past."""
     return Window(left=None, right=0, offset=offset)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Lengths(Mask):
-    """Queries at or past ``query`` attend to nothing, keys at or past ``key`` are not attended.
+@mask_class
+class Strided(Mask):
+    """Query i sees keys at every ``stride``-th distance: ``(i - j - phase) mod stride = 0``.
 
-    One length for each leading index of the batch, or one for all; None is no limit.
+    ``phase`` is an integer, or an array of them that broadcasts to ``[*B]``. The strided pattern
+    of Child et al., arXiv 1904.10509, section 4.3, is ``Window(left=l, right=0)`` in one head and
+    ``Causal() & Strided(l)`` in another.
     """
 
-    query: Int[Array, "*B"] | None = None
-    key: Int[Array, "*B"] | None = None
+    stride: int = dataclasses.field(metadata=_STATIC)
+    phase: Int[Array, "*B"] | int = 0
 
-    def allow(self, rows, columns):
-        """See ``Mask.allow``."""
-        allowed = jnp.ones((rows.size, columns.size), bool)
-        if self.query is not None:
-            allowed &= rows[:, None] < jnp.asarray(self.query)[..., None, None, None]
+    def __post_init__(self):
+        self._set(
+            stride=mask_fields.count("Strided.stride", self.stride, 1),
+            phase=mask_fields.constant_or_integers("Strided.phase", self.phase),
+        )
+
+    def allow(self, indices):
+        return (indices.key - indices.query + _over_tile(self.phase)) % self.stride == 0
+
+    def tile(self, indices):
+        # The differences in a tile are all those between its corners.
+        least, greatest = (ahead + self.phase for ahead in _ahead_at_corners(indices))
+        holds_multiple = greatest // self.stride * self.stride >= least
+        is_uniform = self.stride == 1 or indices.query.size == indices.key.size == 1
+        return _for_all(~holds_multiple, holds_multiple if is_uniform else False)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        mask_fields.check_integers("Strided.phase", self.phase, batch)
+
+
+def Dilated(
+    left: int | None, right: int | None, dilation: int, offset: Int[Array, "*B"] | int = 0
+) -> Mask:
+    """Query i sees keys ``j = i + offset + m dilation`` for whole ``-left <= m <= right``.
+
+    A window with gaps, ``left`` and ``right`` the numbers of keys seen on each side; None is no
+    limit. See Beltagy et al., arXiv 2004.05150, section 3.1.
+    """
+    dilation = mask_fields.count("Dilated.dilation", dilation, 1)
+    left, right = (
+        mask_fields.limit(f"Dilated.{n}", x) for n, x in (("left", left), ("right", right))
+    )
+    offset = mask_fields.integers("Dilated.offset", offset)
+    # The limits are multiples of the dilation: a tile that reaches into the window and holds a
+    # multiple holds one in the window. So for one offset nothing is lost between the two claims.
+    window = Window(
+        left=None if left is None else left * dilation,
+        right=None if right is None else right * dilation,
+        offset=offset,
+    )
+    # Unsigned integers have no negative.
+    return window & Strided(dilation, -offset if isinstance(offset, int) else np.int32(0) - offset)
+
+
+@mask_class
+class Segments(Mask):
+    """Query i sees keys of its own segment: ``query[i] = key[j]``, any integers, in any order.
+
+    Ids of queries broadcast to ``[*B, T]``, of keys to ``[*B, S]``; keys left out have the ids of
+    the queries. A tile that is full is always found. One that is empty is if the ids of its queries
+    and of its keys do not overlap as ranges: always, where ids count up along the sequence, as in
+    0 0 0 1 1 2; where they are shuffled, or some are left out, a tile may be computed in vain.
+    """
+
+    query: Int[Array, "..."]
+    key: Int[Array, "..."] | None = None
+
+    def __post_init__(self):
+        self._set(
+            query=mask_fields.integers("Segments.query", self.query),
+            key=mask_fields.integers("Segments.key", self.key),
+        )
+
+    def allow(self, indices):
+        query, key = self._ids(indices)
+        return query[..., None, :, None] == key[..., None, None, :]
+
+    def tile(self, indices):
+        query, key = self._ids(indices)
+        first_query, last_query = jnp.min(query, axis=-1), jnp.max(query, axis=-1)
+        first_key, last_key = jnp.min(key, axis=-1), jnp.max(key, axis=-1)
+        return _for_all(
+            empty=(last_query < first_key) | (last_key < first_query),
+            full=(first_query == last_key) & (last_query == first_key),
+        )
+
+    def pad(self, num_queries, num_keys):
+        # By repeating the last id: a tile over the edge then holds no id that is not within it.
+        if self.key is None:
+            return Segments(_pad(self.query, {-1: max(num_queries, num_keys)}, mode="edge"))
+        return Segments(
+            _pad(self.query, {-1: num_queries}, mode="edge"),
+            _pad(self.key, {-1: num_keys}, mode="edge"),
+        )
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        mask_fields.check_integers("Segments.query", self.query, batch, T=num_queries)
         if self.key is not None:
-            allowed &= columns < jnp.asarray(self.key)[..., None, None, None]
+            mask_fields.check_integers("Segments.key", self.key, batch, S=num_keys)
+        elif num_queries != num_keys:
+            raise ValueError(
+                f"mask Segments.key is None; expected the ids of the S = {num_keys} keys, as there "
+                f"are T = {num_queries} queries"
+            )
+
+    def _ids(self, indices: Indices) -> tuple[Array, Array]:
+        """Returns the ids of the tile's queries and of its keys."""
+        key = self.query if self.key is None else self.key
+        return _cut(self.query, indices.queries, -1), _cut(key, indices.keys, -1)
+
+
+@mask_class
+class Lengths(Mask):
+    """Query i sees key j if ``i < query`` and ``j < key``: what is past the lengths is padding.
+
+    Lengths are integers, or arrays of them that broadcast to ``[*B]``; None is no limit.
+    """
+
+    query: Int[Array, "*B"] | int | None = None
+    key: Int[Array, "*B"] | int | None = None
+
+    def __post_init__(self):
+        self._set(
+            query=mask_fields.integers("Lengths.query", self.query),
+            key=mask_fields.integers("Lengths.key", self.key),
+        )
+
+    def allow(self, indices):
+        allowed = jnp.ones((indices.query.size, indices.key.size), bool)
+        if self.query is not None:
+            allowed &= indices.query < _over_tile(self.query)
+        if self.key is not None:
+            allowed &= indices.key < _over_tile(self.key)
         return allowed
 
-    def tile(self, rows, columns):
-        """See ``Mask.tile``; empty only if it is so for every length."""
+    def tile(self, indices):
         empty, full = False, True
-        for length, indices in ((self.query, rows), (self.key, columns)):
+        for length, along in ((self.query, indices.queries), (self.key, indices.keys)):
             if length is not None:
-                empty |= jnp.all(indices[0] >= length)
-                full &= jnp.all(indices[-1] < length)
-        return TileKind(empty, full)
+                empty |= along[0] >= length
+                full &= along[-1] < length
+        return _for_all(empty, full)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        for name in ("query", "key"):
+            if getattr(self, name) is not None:
+                mask_fields.check_integers(f"Lengths.{name}", getattr(self, name), batch)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@mask_class
+class Prefix(Mask):
+    """Every query sees keys ``j < length``; an integer, or an array that broadcasts to ``[*B]``."""
+
+    length: Int[Array, "*B"] | int
+
+    def __post_init__(self):
+        self._set(length=mask_fields.integers("Prefix.length", self.length))
+
+    def allow(self, indices):
+        return indices.key < _over_tile(self.length)
+
+    def tile(self, indices):
+        return _for_all(indices.keys[0] >= self.length, indices.keys[-1] < self.length)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        mask_fields.check_integers("Prefix.length", self.length, batch)
+
+
+@mask_class
 class Dense(Mask):
-    """An array of booleans broadcastable to ``[..., N, T, S]``; True may attend."""
+    """An array of booleans that broadcasts to ``[*B, N, T, S]``; True may attend."""
 
     array: Bool[Array, "..."]
 
-    def allow(self, rows, columns):
-        """See ``Mask.allow``; slices the array, so the indices must be within it (``pad``)."""
-        tile = self.array
-        for axis, indices in ((-2, rows), (-1, columns)):
+    def __post_init__(self):
+        self._set(array=mask_fields.array(self.array))
+
+    def allow(self, indices):
+        tile = jnp.asarray(self.array)
+        tile = jnp.reshape(tile, (1,) * (2 - tile.ndim) + tile.shape)
+        for axis, along in ((-2, indices.queries), (-1, indices.keys)):
             if tile.shape[axis] != 1:
-                tile = lax.dynamic_slice_in_dim(tile, indices[0], indices.size, axis)
+                tile = _cut(tile, along, axis)
         return tile
 
     def pad(self, num_queries, num_keys):
-        """See ``Mask.pad``."""
-        widths = [(0, 0)] * (self.array.ndim - 2) + [
-            (0, 0 if have == 1 else want - have)
-            for have, want in zip(self.array.shape[-2:], (num_queries, num_keys), strict=True)
-        ]
-        return Dense(jnp.pad(self.array, widths)) if any(map(any, widths)) else self
+        shape, lengths = self.array.shape, {-2: num_queries, -1: num_keys}
+        is_cut = [axis for axis in lengths if len(shape) >= -axis and shape[axis] != 1]
+        return Dense(_pad(self.array, {axis: lengths[axis] for axis in is_cut}))
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        x, expected = self.array, (*batch, num_heads, num_queries, num_keys)
+        if not hasattr(x, "dtype"):
+            raise TypeError(f"mask Dense.array is a {type(x).__name__}; expected an array of bool")
+        if x.dtype != bool:
+            raise TypeError(
+                f"mask Dense.array has dtype {x.dtype}; expected bool, True where a query may "
+                "attend (scores to add are a bias)"
+            )
+        if not mask_fields.broadcasts(x.shape, expected):
+            raise ValueError(
+                f"mask Dense.array has shape {x.shape}; expected one broadcastable to "
+                f"[*B, N, T, S] = {expected}"
+            )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """Pairs that both masks allow."""
+@mask_class
+class Where(Mask):
+    """Query i sees key j where a function of their indices says so.
 
-    left: Mask
-    right: Mask
+    ``function(indices)`` returns booleans that broadcast to ``[*B, N, t, s]``, as the indices do
+    (``attn.indices``). With ``params``, a pytree of arrays, it is ``function(indices, params)``,
+    and the arrays can be mapped as those of any mask. It may close over arrays instead; but it is
+    part of the program, and another function is compiled anew. It is asked past T and S too.
 
-    def allow(self, rows, columns):
-        """See ``Mask.allow``."""
-        return self.left.allow(rows, columns) & self.right.allow(rows, columns)
+    ``tile``, called as the function is, returns whether a tile is (surely empty, surely full);
+    without it all pairs of a tile are looked at, which is cheaper than to compute it in vain.
 
-    def tile(self, rows, columns):
-        """See ``Mask.tile``."""
-        left, right = self.left.tile(rows, columns), self.right.tile(rows, columns)
-        return TileKind(left.empty | right.empty, left.full & right.full)
+    The fixed pattern of Child et al., arXiv 1904.10509, section 4.3: blocks of 3 keys, the last of
+    which all later queries see.
 
-    def pad(self, num_queries, num_keys):
-        """See ``Mask.pad``."""
-        return And(self.left.pad(num_queries, num_keys), self.right.pad(num_queries, num_keys))
+    >>> block = Where(lambda at: at.key // 3 == at.query // 3)
+    >>> summary = Where(lambda at: at.key % 3 == 2)
+    >>> print((Causal() & (block | summary)).picture(8, 8))
+    █·······
+    ██······
+    ███·····
+    ··██····
+    ··███···
+    ··████··
+    ··█··██·
+    ··█··███
+    """
+
+    function: Callable[..., Any] = dataclasses.field(metadata=_STATIC)
+    params: Any = None
+    rule: Callable[..., Any] | None = dataclasses.field(default=None, metadata=_STATIC, repr=False)
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        params: Any = None,
+        tile: Callable[..., Any] | None = None,
+    ):
+        for name, x in (("function", function), ("tile", tile)):
+            if not callable(x) and (name, x) != ("tile", None):
+                raise TypeError(f"Where.{name} is {x!r}; expected a function")
+        self._set(function=function, params=params, rule=tile)
+
+    def allow(self, indices):
+        return jnp.asarray(self._call(self.function, indices))
+
+    def tile(self, indices):
+        if self.rule is None:
+            return super().tile(indices)
+        return TileKind(*self._call(self.rule, indices))
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        t, s = 2, 3
+        indices = tile_indices(batch, num_heads, jnp.arange(t), jnp.arange(s))
+        # A new function for every trace: JAX remembers traces, and with them closed-over tracers.
+        found = jax.eval_shape(lambda mask, at: mask.allow(at), self, indices)
+        expected = (*batch, num_heads, t, s)
+        if found.dtype != bool:
+            raise TypeError(f"mask {self!r} returned dtype {found.dtype}; expected bool")
+        if not mask_fields.broadcasts(found.shape, expected):
+            raise ValueError(
+                f"mask {self!r} returned shape {found.shape}; expected one broadcastable to "
+                f"[*B, N, t, s] = {expected}, for a tile of {t} queries and {s} keys"
+            )
+        kind = jax.eval_shape(lambda mask, at: mask.tile(at), self, indices)
+        for name, flag in kind._asdict().items():
+            if flag.shape != () or flag.dtype != bool:
+                raise ValueError(
+                    f"mask {self!r} returned, of a tile, {name} with shape {flag.shape} and dtype "
+                    f"{flag.dtype}; expected a single bool, for all batches and heads"
+                )
+
+    def _call(self, function: Callable[..., Any], indices: Indices) -> Any:
+        return function(indices) if self.params is None else function(indices, self.params)
+
+
+def _over_tile(x: Any) -> Any:
+    """Returns integers of ``[*B]`` so that they broadcast against ``[*B, N, t, s]``."""
+    return x if isinstance(x, int) else jnp.asarray(x)[..., None, None, None]
+
+
+def _ahead_at_corners(indices: Indices) -> tuple[Array, Array]:
+    """Returns the least and the greatest ``j - i`` of the tile."""
+    queries, keys = indices.queries, indices.keys
+    return keys[0] - queries[-1], keys[-1] - queries[0]
+
+
+def _for_all(empty: Any, full: Any) -> TileKind:
+    """Returns what is so for all batches, from claims for each."""
+    return TileKind(*(jnp.all(x) if np.ndim(x) else x for x in (empty, full)))
+
+
+def _cut(x: Any, along: Int[Array, "n"], axis: int) -> Array:
+    return lax.dynamic_slice_in_dim(jnp.asarray(x), along[0], along.size, axis)
+
+
+def _pad(x: Any, lengths: dict[int, int], mode: str = "constant") -> Any:
+    """Returns ``x`` with these axes, counted from the last, at least that long."""
+    widths = [(0, 0)] * x.ndim
+    for axis, length in lengths.items():
+        widths[axis] = (0, max(length - x.shape[axis], 0))
+    return jnp.pad(x, widths, mode=mode) if any(map(any, widths)) else x

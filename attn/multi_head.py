@@ -19,7 +19,8 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float
 
 from attn import positions
-from attn.dot_product import Options, attention_weights, dot_product_attention
+from attn.dot_product import Options, dot_product_attention
+from attn.maps import attention_weights
 from attn.masks import Mask
 
 
@@ -27,7 +28,7 @@ class MultiHeadAttention(linen.Module):
     """Projects inputs to queries, keys and values, attends, and projects the heads together.
 
     Raises, when called:
-      ValueError: for sizes that do not divide, or a dropout rate other than 0.
+      ValueError: for sizes that do not divide, or a dropout rate without ``deterministic``.
     """
 
     num_heads: int
@@ -44,8 +45,7 @@ class MultiHeadAttention(linen.Module):
     """Whether queries and keys are rotated by their position (``attn.positions.rotary``); the first
     query stands where ``alignment`` puts it."""
     dropout_rate: float = 0.0
-    """Only 0 is accepted, for the dropped weights are never stored: a mask that is the same in
-    every pass would have to be made again tile by tile. Drop the module's output instead."""
+    """Of weights, when the call is not ``deterministic``; drawn from the ``dropout`` stream."""
     use_bias: bool = True
     """Whether the four projections add a bias."""
     dtype: Dtype | None = None
@@ -73,6 +73,8 @@ class MultiHeadAttention(linen.Module):
         bias: Float[Array, "..."] | None = None,
         mask: Bool[Array, "..."] | Mask | None = None,
         *,
+        sinks: Float[Array, "N"] | None = None,
+        deterministic: bool | None = None,
         return_weights: bool = False,
         **options: Unpack[Options],
     ):
@@ -84,10 +86,13 @@ class MultiHeadAttention(linen.Module):
           inputs_v: what is answered; ``inputs_k`` if None.
           bias: added to the scores; broadcastable to ``[*B, N, T, S]``.
           mask: True may attend, or a value of ``attn.masks``.
-          return_weights: whether to return the map ``[*B, N, T, S]`` too, at its quadratic memory.
+          sinks: a logit for every head; see ``attn.dot_product_attention``.
+          deterministic: whether to drop nothing; must be said if there is a ``dropout_rate``.
+          return_weights: whether to return the map ``[*B, N, T, S]`` too, without sinks and
+            dropout, at its quadratic memory.
           **options: those of ``attn.dot_product_attention``: ``is_causal``,
             ``local_window_size``, ``query_seq_lengths``, ``key_value_seq_lengths``, ``alignment``,
-            ``scale``.
+            ``scale``, ``score``, ``score_params``.
         """
         if inputs_k is None:
             if inputs_v is not None:
@@ -95,11 +100,12 @@ class MultiHeadAttention(linen.Module):
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
-        if self.dropout_rate:
+        if self.dropout_rate and deterministic is None:
             raise ValueError(
-                f"dropout_rate is {self.dropout_rate}; expected 0: weights are never stored, so "
-                "none can be dropped alike in every pass. Apply linen.Dropout to the output."
+                f"deterministic is None; expected True or False, as dropout_rate is "
+                f"{self.dropout_rate}"
             )
+        drops = self.dropout_rate > 0 and not deterministic
         if self.num_heads < 1:
             raise ValueError(f"num_heads is {self.num_heads}; expected 1 or more")
         num_key_heads = self.num_heads if self.num_key_heads is None else self.num_key_heads
@@ -125,7 +131,16 @@ class MultiHeadAttention(linen.Module):
             query = positions.rotary(query, first + jnp.arange(num_queries))
             key = positions.rotary(key, jnp.arange(num_keys))
         attended = dot_product_attention(
-            query, key, value, bias, mask, implementation=self.implementation, **options
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            sinks=sinks,
+            dropout_rate=self.dropout_rate if drops else 0.0,
+            dropout_rng=self.make_rng("dropout") if drops else None,
+            implementation=self.implementation,
+            **options,
         )
         output = project(
             self.out_features or inputs_q.shape[-1],

@@ -1,6 +1,6 @@
 """The textbook: scaled dot-product attention, one equation a function.
 
-    S = scale Q K^T + B        P = softmax(S)        O = P V        lse = log sum exp S
+    S = score(scale Q K^T + B)      P = softmax(S)      O = P V      lse = log sum exp S
 
 Vaswani et al., arXiv 1706.03762, equation 1. Every T x S array is made, so this is for reading,
 for looking at weights and for testing the rest of the library against; never for speed.
@@ -10,31 +10,43 @@ head ``n // (N / K)``), H head width, V value width. All is computed in float32,
 float64 inputs.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
-from attn import softmax_state
+from attn import dropout, softmax_state
+from attn.indices import Indices, tile_indices
 from attn.masks import Mask
+from attn.scores import Score
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("dropout_rate",))
 def reference_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
     value: Float[Array, "*B S K V"],
-    bias: Float[Array, "..."] | None,
-    mask: Mask | None,
-    scale: Float[Array, ""] | float,
+    bias: Float[Array, "..."] | None = None,
+    mask: Mask | None = None,
+    scale: Float[Array, ""] | float = 1.0,
+    score: Score | None = None,
+    dropout_seed: UInt32[Array, "2"] | None = None,
+    dropout_rate: float = 0.0,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp, by the equations above.
 
     Cost: O(T S (H + V)) time and O(T S) memory a head.
     """
-    allowed = allowed_pairs(query.shape[-3], key.shape[-3], mask)
-    s = scores(query, key, bias, allowed, scale)
+    indices = all_indices(query, key)
+    allowed = allowed_pairs(mask, indices)
+    s = scores(query, key, bias, allowed, scale, score)
+    p = weights(s)
+    if dropout_seed is not None:
+        kept = dropout.kept(dropout_seed, dropout_rate, indices, query.shape[-2], query.shape[-3])
+        p = jnp.where(kept, p / (1 - dropout_rate), 0)
     value = blank_unseen(_per_query_head(value, query.shape[-2]), allowed)
-    return output(weights(s), value), log_sum_exp(s)
+    return output(p, value), log_sum_exp(s)
 
 
 def scores(
@@ -43,13 +55,17 @@ def scores(
     bias: Float[Array, "..."] | None,
     allowed: Bool[Array, "..."],
     scale: Float[Array, ""] | float,
+    score: Score | None = None,
 ) -> Float[Array, "*B N T S"]:
-    """Returns ``S = scale Q K^T + B``, and -inf where a pair is not allowed."""
+    """Returns ``S = score(scale Q K^T + B)``, and -inf where a pair is not allowed."""
+    indices = all_indices(query, key)
     query = blank_unasked(_accumulated(query), allowed)
     key = blank_unseen(_per_query_head(key, query.shape[-2]), allowed)
     s = jnp.einsum("...tnh,...snh->...nts", query * scale, key)
     if bias is not None:
         s += bias.astype(s.dtype)
+    if score is not None:
+        s = score(jnp.where(allowed, s, 0), indices)
     return jnp.where(allowed, s, -jnp.inf)
 
 
@@ -58,7 +74,7 @@ def weights(scores: Float[Array, "*B N T S"]) -> Float[Array, "*B N T S"]:
     greatest = softmax_state.finite(jnp.max(scores, axis=-1, keepdims=True))
     exponentials = jnp.exp(scores - jax.lax.stop_gradient(greatest))
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    return exponentials / jnp.where(total > 0, total, 1)
+    return exponentials / jnp.where(total != 0, total, 1)
 
 
 def output(
@@ -72,16 +88,20 @@ def log_sum_exp(scores: Float[Array, "*B N T S"]) -> Float[Array, "*B T N"]:
     """Returns ``log sum_s exp(S)``; -inf for a query that may attend to nothing."""
     greatest = jax.lax.stop_gradient(softmax_state.finite(jnp.max(scores, axis=-1)))
     total = jnp.sum(jnp.exp(scores - greatest[..., None]), axis=-1)
-    lse = jnp.where(total > 0, greatest + jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
+    lse = jnp.where(total != 0, greatest + jnp.log(jnp.where(total != 0, total, 1)), -jnp.inf)
     return jnp.swapaxes(lse, -1, -2)
 
 
-def allowed_pairs(num_queries: int, num_keys: int, mask: Mask | None) -> Bool[Array, "..."]:
-    """Returns the mask as an array broadcastable to ``[*B, N, T, S]``."""
-    if mask is None:
-        return jnp.ones((1, num_queries, num_keys), bool)
-    allowed = mask.allow(jnp.arange(num_queries), jnp.arange(num_keys))
-    return jnp.reshape(allowed, (1,) * (3 - allowed.ndim) + allowed.shape)
+def all_indices(query: Float[Array, "*B T N H"], key: Float[Array, "*B S K H"]) -> Indices:
+    """Returns the indices of all pairs: one tile as large as the whole."""
+    *batch, num_queries, num_heads, _ = query.shape
+    return tile_indices(tuple(batch), num_heads, jnp.arange(num_queries), jnp.arange(key.shape[-3]))
+
+
+def allowed_pairs(mask: Mask | None, indices: Indices) -> Bool[Array, "..."]:
+    """Returns the mask as an array broadcastable to ``[*B, N, T, S]``, with axes of T and S."""
+    all_pairs = jnp.ones((1, indices.query.shape[0], indices.key.shape[1]), bool)
+    return all_pairs if mask is None else all_pairs & mask.allow(indices)
 
 
 def blank_unasked(

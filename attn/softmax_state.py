@@ -12,54 +12,59 @@ it finishes as output 0 and log-sum-exp -inf.
 Online softmax: Milakov & Gimelshein, arXiv 1805.02867, algorithm 3; with values: Rabe & Staats,
 arXiv 2112.05682, section 2; Dao et al., arXiv 2205.14135, algorithm 1.
 
-Letters: "*Q" any axes of queries (leading axes, heads, positions), s keys of a tile, V value width.
+Letters: ``*B`` leading axes and heads, Q queries, s keys of a tile, V value width.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 
 class SoftmaxState(NamedTuple):
     """What is known of each query's softmax after some of its keys; a pytree."""
 
-    maximum: Float[Array, "*Q"]
-    """m, the greatest score; -inf if no key was allowed."""
-    denominator: Float[Array, "*Q"]
+    maximum: Float[Array, "*B Q"]
+    """m, the greatest score or another number near it; -inf if no key was allowed."""
+    denominator: Float[Array, "*B Q"]
     """l, the sum of exp(s - m)."""
-    numerator: Float[Array, "*Q V"]
+    numerator: Float[Array, "*B V Q"]
     """a, the sum of exp(s - m) v."""
 
 
-def finite(maximum: Float[Array, "*Q"]) -> Float[Array, "*Q"]:
+def finite(maximum: Float[Array, "*B Q"]) -> Float[Array, "*B Q"]:
     """Returns ``maximum`` with -inf replaced by 0, so that ``exp(-inf - it)`` is 0, not NaN."""
     return jnp.where(jnp.isneginf(maximum), 0, maximum)
 
 
 def empty(queries: tuple[int, ...], value_width: int, dtype: DTypeLike) -> SoftmaxState:
-    """Returns the state of queries that have seen no key: the identity of ``merge``."""
+    """Returns the state of queries ``(*B, Q)`` that have seen no key: the identity of ``merge``."""
     return SoftmaxState(
         maximum=jnp.full(queries, -jnp.inf, dtype),
         denominator=jnp.zeros(queries, dtype),
-        numerator=jnp.zeros((*queries, value_width), dtype),
+        numerator=jnp.zeros((*queries[:-1], value_width, queries[-1]), dtype),
     )
 
 
 def absorb(
-    state: SoftmaxState, scores: Float[Array, "*Q s"], values: Float[Array, "*K s V"]
+    state: SoftmaxState,
+    scores: Float[Array, "*B Q s"],
+    values: Float[Array, "*B V s"],
+    factors: Float[Array, "*B Q s"] | None = None,
 ) -> SoftmaxState:
     """Returns the state after a tile of keys.
 
         m' = max(m, max_j s_j)    c = exp(m - m')    p_j = exp(s_j - m')
-        l' = c l + sum_j p_j      a' = c a + sum_j p_j v_j
+        l' = c l + sum_j p_j      a' = c a + sum_j p_j z_j v_j
 
-    Cost: one matrix product, O(q s V) time for q queries.
+    Cost: one matrix product, O(Q s V) time.
 
     Args:
       state: of the keys before.
       scores: one for each query and key of the tile; -inf where it may not attend.
-      values: of the tile, ``*K`` matching the scores' axes before the last two, by broadcasting.
+      values: of the tile.
+      factors: z, of the weights in the numerator alone (dropout); 1 if None.
     """
     maximum = jnp.maximum(state.maximum, jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - finite(maximum)[..., None])
@@ -67,8 +72,21 @@ def absorb(
     return SoftmaxState(
         maximum=maximum,
         denominator=correction * state.denominator + jnp.sum(weights, axis=-1),
-        numerator=correction[..., None] * state.numerator + weights @ values,
+        numerator=correction[..., None, :] * state.numerator + mix(weights, values, factors),
     )
+
+
+def mix(
+    weights: Float[Array, "*B Q s"],
+    values: Float[Array, "*B V s"],
+    factors: Float[Array, "*B Q s"] | None = None,
+) -> Float[Array, "*B V Q"]:
+    """Returns ``sum_j p_j z_j v_j`` for every query."""
+    if factors is not None:
+        weights = weights * factors
+    batch = tuple(range(weights.ndim - 2))
+    last = weights.ndim - 1
+    return lax.dot_general(values, weights, (((last,), (last,)), (batch, batch)))
 
 
 def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
@@ -82,13 +100,28 @@ def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
     return SoftmaxState(
         maximum=maximum,
         denominator=from_a * a.denominator + from_b * b.denominator,
-        numerator=from_a[..., None] * a.numerator + from_b[..., None] * b.numerator,
+        numerator=from_a[..., None, :] * a.numerator + from_b[..., None, :] * b.numerator,
     )
 
 
-def finish(state: SoftmaxState) -> tuple[Float[Array, "*Q V"], Float[Array, "*Q"]]:
+def finish(state: SoftmaxState) -> tuple[Float[Array, "*B V Q"], Float[Array, "*B Q"]]:
     """Returns the output ``a / l`` and the log-sum-exp ``m + log l``; 0 and -inf if l = 0."""
-    seen = state.denominator > 0
+    seen = state.denominator != 0
     denominator = jnp.where(seen, state.denominator, 1)
-    output = state.numerator / denominator[..., None]
+    output = state.numerator / denominator[..., None, :]
     return output, jnp.where(seen, state.maximum + jnp.log(denominator), -jnp.inf)
+
+
+def with_sink(
+    output: Float[Array, "*Q V"], lse: Float[Array, "*Q"], logit: Float[Array, "..."]
+) -> tuple[Float[Array, "*Q V"], Float[Array, "*Q"]]:
+    """Returns output and log-sum-exp after one more key of this score, whose value is 0.
+
+    lse' = log(exp(lse) + exp(logit))        output' = exp(lse - lse') output
+    """
+    greatest = finite(lax.stop_gradient(jnp.maximum(lse, logit)))
+    seen, sunk = jnp.exp(lse - greatest), jnp.exp(logit - greatest)
+    is_any = seen + sunk != 0
+    total = jnp.where(is_any, seen + sunk, 1)
+    joint = jnp.where(is_any, greatest + jnp.log(total), -jnp.inf)
+    return output * (seen / total)[..., None], joint

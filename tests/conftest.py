@@ -5,7 +5,7 @@ import jaxtyping
 # The annotations of these modules are contracts between our own functions. What a user calls
 # checks its arguments itself, and the tests read its errors; masks are built by users too, from
 # any kind of array.
-CONTRACTS = ("attn.blockwise", "attn.positions", "attn.reference", "attn.softmax_state")
+CONTRACTS = ("attn.positions", "attn.reference", "attn.softmax_state", "attn.tiles")
 jaxtyping.install_import_hook(CONTRACTS, "beartype.beartype")
 
 import hypothesis  # noqa: E402

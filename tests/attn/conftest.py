@@ -22,6 +22,6 @@ def pytest_generate_tests(metafunc):
 def implementation(request, monkeypatch):
     """The name of an implementation, for ``attn.dot_product_attention(implementation=...)``."""
     if request.param == SMALL_TILES:
-        tiled = functools.partial(blockwise_attention, tile_sizes=TileSizes(query=4, key=5))
+        tiled = functools.partial(blockwise_attention, sides=TileSizes(query=4, key=5))
         monkeypatch.setitem(IMPLEMENTATIONS, SMALL_TILES, tiled)
     return request.param

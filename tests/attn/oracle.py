@@ -73,19 +73,33 @@ def attention(query, key, value, bias=None, *, scale=None, **masks):
     return output, lse
 
 
-def dense_attention(query, key, value, bias=None, *, scale=None, allowed):
-    """Returns output and log-sum-exp in the dtype of the inputs, by whole T x S arrays."""
+def dense_attention(
+    query, key, value, bias=None, *, scale=None, allowed, change=None, sinks=None, factors=1.0
+):
+    """Returns output and log-sum-exp in the dtype of the inputs, by whole T x S arrays.
+
+    ``change`` is a function of the scores, ``sinks`` one more logit a head, ``factors`` multiply
+    the weights that mix the values.
+    """
     group = query.shape[-2] // key.shape[-2]
     of_head = np.arange(query.shape[-2]) // group
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = scale * jnp.einsum("...ihw,...jhw->...hij", query, key[..., of_head, :])
     if bias is not None:
         scores = scores + bias
+    if change is not None:
+        scores = change(scores)
+    if sinks is not None:
+        scores = jnp.concatenate([scores, jnp.zeros_like(scores[..., :1])], axis=-1)
+        scores = scores.at[..., -1].set(sinks[:, None])
+        allowed = jnp.concatenate([allowed, jnp.ones_like(allowed[..., :1])], axis=-1)
+        allowed, scores = jnp.broadcast_arrays(allowed, scores)
     some = jnp.any(allowed, axis=-1, keepdims=True)
     greatest = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True)
     shift = jax.lax.stop_gradient(jnp.where(some, greatest, 0))
     exponentials = jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - shift, 0)), 0)
     total = jnp.where(some, jnp.sum(exponentials, axis=-1, keepdims=True), 1)
-    output = jnp.einsum("...hij,...jhv->...ihv", exponentials / total, value[..., of_head, :])
+    weights = (exponentials / total)[..., : key.shape[-3]] * factors
+    output = jnp.einsum("...hij,...jhv->...ihv", weights, value[..., of_head, :])
     lse = jnp.where(some, shift + jnp.log(total), -jnp.inf)[..., 0]
     return output, jnp.swapaxes(lse, -1, -2)

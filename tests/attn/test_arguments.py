@@ -129,9 +129,9 @@ WRONG_VALUES = {
     "fraction of a window": ({"local_window_size": 1.5}, "local_window_size", "1.5", "int"),
     "alignment": ({"alignment": "left"}, "alignment", "'left'", "'start', 'end'"),
     "implementation": (
-        {"implementation": "xla"},
+        {"implementation": "fast"},
         "implementation",
-        "'xla'",
+        "'fast'",
         "'blockwise', 'reference'",
     ),
 }

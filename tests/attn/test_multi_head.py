@@ -177,10 +177,28 @@ def test_projections_without_bias():
     }
 
 
+def test_dropout_is_drawn_from_its_stream():
+    module = MultiHeadAttention(num_heads=4, qkv_features=24, dropout_rate=0.5)
+    plain = MultiHeadAttention(num_heads=4, qkv_features=24)
+    numbers = parameters(plain, *SELF)
+    expected = jit(plain.apply)(numbers, *SELF)
+    still = jit(functools.partial(module.apply, deterministic=True))(numbers, *SELF)
+    np.testing.assert_array_equal(still, expected)
+
+    def dropped(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return module.apply(numbers, *SELF, deterministic=False, rngs=rngs)
+
+    first, again, other = (dropped(seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(np.abs(first - other) > 0)
+    assert np.all(np.abs(first - expected) > 0)
+
+
 @pytest.mark.parametrize(
     ("given", "arguments", "message"),
     [
-        ({"dropout_rate": 0.1}, {}, r"dropout_rate is 0.1; expected 0"),
+        ({"dropout_rate": 0.1}, {}, r"deterministic is None; expected True or False"),
         ({"num_heads": 4}, {}, r"qkv_features is 11; expected a multiple of num_heads = 4"),
         ({"value_features": 10}, {}, r"value_features is 10; expected a multiple of num_heads = 3"),
         ({"num_key_heads": 2}, {}, r"key has shape .*; expected a number of heads K that divides"),

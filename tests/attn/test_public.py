@@ -8,12 +8,13 @@ import pathlib
 import pkgutil
 import subprocess
 import sys
+import typing
 
 import pytest
 from jaxtyping import AbstractArray
 
 import attn
-from attn import masks, positions
+from attn import diagnostics, masks, positions, scores
 
 ROOT = pathlib.Path(attn.__file__).parents[1]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(attn.__path__))
@@ -22,13 +23,15 @@ FUNCTIONS = {
     f"{module.__name__}.{name}": function
     for module, names in (
         (attn, attn.__all__),
+        (diagnostics, vars(diagnostics)),
         (masks, vars(masks)),
         (positions, vars(positions)),
+        (scores, vars(scores)),
         (attn.MultiHeadAttention, ["__call__"]),
     )
     for name in names
     if inspect.isfunction(function := inspect.unwrap(getattr(module, name)))
-    and function.__module__.startswith("attn")
+    and function.__module__.startswith(module.__name__ if inspect.ismodule(module) else "attn")
     and (name == "__call__" or not name.startswith("_"))
 }
 
@@ -56,14 +59,16 @@ def test_signature_carries_the_shapes(name):
     assert all(p.annotation is not p.empty for p in parameters)
     for p in parameters:
         if p.name in ("query", "key", "value", "x", "table", "positions", "inputs_q"):
-            assert issubclass(p.annotation, AbstractArray)
+            kinds = typing.get_args(p.annotation) or (p.annotation,)
+            assert any(issubclass(kind, AbstractArray) for kind in kinds)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_docstring_explains_its_letters(name):
-    document = importlib.import_module(f"attn.{name}").__doc__
+    module = importlib.import_module(f"attn.{name}")
+    document = module.__doc__
     assert document
-    source = (ROOT / "attn" / f"{name}.py").read_text()
+    source = pathlib.Path(module.__file__).read_text()
     if 'Array, "' in source and name != "arguments":
         assert "Letters: " in document
 
@@ -105,16 +110,22 @@ FOLDERS = {
     "configs": ("experiments.config", "experiments.tasks"),
     "benchmarks": ("attn", "benchmarks"),
 }
-LEAVES = ("masks", "scores", "positions", "softmax_state", "version")
-BUILT_ON_LEAVES = ("reference", "blockwise", "kernels", "sharded", "diagnostics", "cache")
-WITHIN_ATTN = {
-    **dict.fromkeys(LEAVES, ()),
-    **dict.fromkeys(BUILT_ON_LEAVES, LEAVES),
-    "arguments": ("masks",),
-    "dot_product": ("arguments", *LEAVES, *BUILT_ON_LEAVES),
-    "multi_head": ("dot_product", "positions", "cache", "masks"),
-    "__init__": ("dot_product", "multi_head", *LEAVES),
-}
+FROM_THE_GROUND_UP = (
+    *("version", "indices", "softmax_state", "positions", "closures", "dropout", "tiles"),
+    *("mask_fields", "mask_algebra", "masks", "scores", "reference", "blockwise"),
+    *(
+        "arguments",
+        "dot_product",
+        "maps",
+        "partial",
+        "figures",
+        "diagnostics",
+        "explanation",
+        "testing",
+    ),
+    *("multi_head", "__init__"),
+)
+"""A module may import those before it. ``dot_product`` knows that there are implementations."""
 
 
 def is_under(name, parents):
@@ -130,7 +141,7 @@ def test_no_folder_imports_upwards(folder):
 
 
 def test_only_public_names_are_used_outside():
-    public = {f"attn.{name}" for name in (*attn.__all__, "__version__")}
+    public = {f"attn.{name}" for name in (*attn.__all__, "testing", "__version__")}
     for path in (*files("experiments"), *files("configs"), *files("benchmarks")):
         for name in imports(path):
             if is_under(name, ["attn"]):
@@ -144,9 +155,13 @@ def test_only_public_names_are_used_outside():
 @pytest.mark.parametrize("path", files("attn"), ids=lambda path: path.stem)
 def test_modules_build_on_those_below(path):
     module = path.relative_to(ROOT / "attn").parts[0].removesuffix(".py")
-    allowed = [f"attn.{name}" for name in (module, *WITHIN_ATTN[module])]
+    below = FROM_THE_GROUND_UP[: FROM_THE_GROUND_UP.index(module) + 1]
+    allowed = [f"attn.{name}" for name in below]
     for name in imports(path):
         if is_under(name, ["attn"]):
             assert is_under(name, allowed), f"{path.name} imports {name}"
+            chooses = ("dot_product", "maps", "figures", "explanation")
+            knows = is_under(name, ["attn.reference", "attn.blockwise"])
+            assert not knows or module in chooses, f"{path.name} imports {name}"
         assert module == "multi_head" or not is_under(name, ["flax"])
         assert not is_under(name, ["optax"])

@@ -15,11 +15,11 @@ T, S, V = 3, 11, 5
 
 @pytest.fixture(scope="module")
 def keys():
-    """Scores ``[T, S]``, some of them -inf and far apart, and values ``[S, V]``."""
+    """Scores ``[T, S]``, some of them -inf and far apart, and values ``[V, S]``."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(T, S), scale=30)
     scores[0, :7] = scores[1, 4:] = scores[2, [0, 5]] = -np.inf
-    return scores.astype(np.float32), rng.normal(size=(S, V)).astype(np.float32)
+    return scores.astype(np.float32), rng.normal(size=(V, S)).astype(np.float32)
 
 
 absorb, merge, finish = map(
@@ -37,20 +37,20 @@ def softmax(scores, values):
     greatest = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - greatest)
     total = weights.sum(axis=-1, keepdims=True)
-    return weights @ values / total, (greatest + np.log(total))[:, 0]
+    return values @ (weights / total).T, (greatest + np.log(total))[:, 0]
 
 
 @pytest.mark.parametrize("cuts", [(), (4,), range(1, S)], ids=str)
 def test_tiles_in_a_row_are_the_whole(keys, cuts):
     state = softmax_state.empty((T,), V, jnp.float32)
     for start, stop in itertools.pairwise((0, *cuts, S)):
-        state = absorb(state, keys[0][:, start:stop], keys[1][start:stop])
+        state = absorb(state, keys[0][:, start:stop], keys[1][:, start:stop])
     assert_close(finish(state), softmax(*keys), **FLOAT32)
 
 
 def test_merge_in_any_order_and_grouping_is_the_whole(keys):
     scores, values = keys
-    parts = [state_of(scores[:, i::3], values[i::3]) for i in range(3)]
+    parts = [state_of(scores[:, i::3], values[:, i::3]) for i in range(3)]
     for a, b, c in itertools.permutations(parts):
         for merged in (merge(merge(a, b), c), merge(a, merge(b, c))):
             assert_close(finish(merged), softmax(*keys), **FLOAT32)
@@ -74,7 +74,7 @@ def test_a_tile_of_nothing_allowed_changes_nothing(keys):
 
 def test_what_has_seen_nothing_is_zero_of_minus_infinity():
     output, lse = finish(softmax_state.empty((T,), V, jnp.float32))
-    np.testing.assert_array_equal(output, np.zeros((T, V)))
+    np.testing.assert_array_equal(output, np.zeros((V, T)))
     np.testing.assert_array_equal(lse, np.full(T, -np.inf))
 
 
@@ -86,13 +86,46 @@ def test_a_shift_of_all_scores_shifts_the_log_sum_exp_alone(keys, shift):
     assert_close((output, lse), (expected, unshifted + shift), **FLOAT32)
 
 
-def test_leading_axes_share_values_by_broadcasting():
-    """As heads that read the same keys do."""
+def test_leading_axes_are_apart():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(2, 7, T, S)).astype(np.float32)
-    values = rng.normal(size=(2, 1, S, V)).astype(np.float32)
+    values = rng.normal(size=(2, 7, V, S)).astype(np.float32)
     state = absorb(softmax_state.empty((2, 7, T), V, jnp.float32), scores, values)
     output, lse = finish(state)
-    for b, head in itertools.product(range(2), range(7)):
-        expected = softmax(scores[b, head], values[b, 0])
-        assert_close((output[b, head], lse[b, head]), expected, **FLOAT32)
+    for place in itertools.product(range(2), range(7)):
+        expected = softmax(scores[place], values[place])
+        assert_close((output[place], lse[place]), expected, **FLOAT32)
+
+
+def test_factors_are_of_the_numerator_alone(keys):
+    scores, values = keys
+    factors = np.random.default_rng(1).random((T, S)).astype(np.float32)
+    state = absorb(softmax_state.empty((T,), V, jnp.float32), scores, values, factors)
+    plain = state_of(scores, values)
+    np.testing.assert_array_equal(state.denominator, plain.denominator)
+    weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    np.testing.assert_allclose(state.numerator, values @ (weights * factors).T, rtol=1e-4)
+
+
+def test_a_sink_is_a_key_of_value_zero(keys):
+    scores, values = keys
+    logit = np.array([1.5, -np.inf, 40.0], np.float32)
+    output, lse = finish(state_of(scores, values))
+    found = jax.jit(softmax_state.with_sink)(output.T, lse, logit)
+    more = np.concatenate([scores, logit[:, None]], axis=1)
+    expected, expected_lse = softmax(more, np.concatenate([values, np.zeros((V, 1))], axis=1))
+    assert_close(found, (expected.T, expected_lse), **FLOAT32)
+
+
+def test_a_sink_of_nothing_is_nothing():
+    """A query that sees no key, and a sink of -inf: 0 and -inf, and no NaN in a derivative."""
+
+    def total(lse, logit):
+        output, joint = softmax_state.with_sink(jnp.zeros((2, V)), lse, logit)
+        return jnp.sum(output) + jnp.sum(jnp.exp(joint)), (output, joint)
+
+    lse, logit = jnp.full(2, -jnp.inf), jnp.array([-jnp.inf, 2.0])
+    gradients, (output, joint) = jax.grad(total, argnums=(0, 1), has_aux=True)(lse, logit)
+    np.testing.assert_array_equal(output, np.zeros((2, V)))
+    np.testing.assert_allclose(joint, [-np.inf, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(gradients, [[0, 0], [0, np.exp(2.0)]], rtol=1e-6)

@@ -1,0 +1,177 @@
+"""What a call would do, before it does it: which implementation, how many tiles, FLOPs and bytes.
+
+Letters: ``*B`` leading axes, T queries, S keys, N query heads, K key heads, H head width, V value
+width.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from attn import arguments, blockwise, dot_product
+from attn.dot_product import Options
+from attn.indices import tile_indices
+from attn.masks import Mask
+from attn.tiles import EMPTY, FULL, MIXED, Grid
+
+REFUSALS = {
+    "blockwise": "it would run if no implementation were named",
+    "reference": "it takes O(T S) memory: it runs if it is named",
+}
+"""Why an implementation does not run though it could."""
+
+
+class Cost(NamedTuple):
+    """What a computation takes."""
+
+    flops: int
+    """Of the matrix products, counting a multiplication and an addition as two."""
+    temporary_bytes: int
+    """Beside arguments and results, as XLA on CPU allocates: right within a factor of 1.5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found; printed, it reads as a text."""
+
+    implementation: str
+    """The one that would run."""
+    refused: dict[str, str]
+    """The others, and why each would not."""
+    tile: tuple[int, int]
+    """Queries and keys of a tile."""
+    tiles: dict[str, int] | None
+    """How many are full, mixed and empty; None if the mask is not known yet (traced)."""
+    forward: Cost
+    """Of the output."""
+    gradient: Cost
+    """Of the output and of its gradients in query, key and value."""
+
+    def __str__(self) -> str:
+        """Returns a few lines."""
+        if self.tiles is None:
+            tiles = "not known, as the mask is traced (FLOPs are those of all)"
+        else:
+            tiles = ", ".join(f"{count} {kind}" for kind, count in self.tiles.items())
+        lines = [
+            f"implementation  {self.implementation}",
+            *(f"not {name:<11} {reason}" for name, reason in self.refused.items()),
+            f"tiles           {tiles}; of {self.tile[0]} queries, {self.tile[1]} keys",
+        ]
+        for name, cost in (("forward", self.forward), ("with gradient", self.gradient)):
+            flops, size = cost.flops / 1e9, cost.temporary_bytes / 1e6
+            lines.append(f"{name:<15} {flops:.3g} GFLOP, {size:.3g} MB of temporary memory")
+        return "\n".join(lines)
+
+
+def explain(
+    query: Float[Array, "*B T N H"] | jax.ShapeDtypeStruct,
+    key: Float[Array, "*B S K H"] | jax.ShapeDtypeStruct,
+    value: Float[Array, "*B S K V"] | jax.ShapeDtypeStruct,
+    bias: Float[Array, "..."] | jax.ShapeDtypeStruct | None = None,
+    mask: Bool[Array, "..."] | Mask | None = None,
+    *,
+    implementation: str | None = None,
+    **options: Unpack[Options],
+) -> Explanation:
+    """Returns what ``attn.dot_product_attention`` would do with these arguments.
+
+    No attention is computed, only the tile rules of the mask; query, key, value and bias may be
+    given by shape and dtype. Arguments and errors are those of the call.
+
+    Example:
+      >>> import attn, jax
+      >>> x = jax.ShapeDtypeStruct((1, 8192, 4, 64), "float32")
+      >>> found = attn.explain(x, x, x, is_causal=True)
+      >>> found.implementation, found.tiles
+      ('blockwise', {'full': 120, 'mixed': 16, 'empty': 120})
+    """
+    name = dot_product.chosen(implementation)
+
+    def check(query, key, value, bias):
+        query, key, value = arguments.arrays(query=query, key=key, value=value)
+        arguments.resolve(query, key, bias, None)
+        return query, key, value
+
+    shapes: Any = jax.eval_shape(check, query, key, value, bias)
+    query, key, value = shapes
+    known = arguments.resolve(shapes[0], shapes[1], None, mask, **options).mask
+    grid = Grid(query.shape[-3], key.shape[-3], query.shape[-3], key.shape[-3])
+    if name == "blockwise":
+        sides = blockwise.tile_sizes(query.shape, key.shape, known is not None)
+        grid = blockwise.grid_of(query.shape[-3], key.shape[-3], sides)
+    kinds = _kinds(grid, query.shape, known)
+    if name == "reference" or kinds is None:
+        visited = math.prod(grid.counts)
+    else:
+        visited = kinds["full"] + kinds["mixed"]
+    lanes = math.prod(query.shape[:-3]) * query.shape[-2]
+    pairs = visited * lanes * grid.query_side * grid.key_side
+    width, value_width = query.shape[-1], value.shape[-1]
+    forward_bytes, gradient_bytes = _BYTES[name](grid, lanes, query, key, value)
+    return Explanation(
+        implementation=name,
+        refused={other: why for other, why in REFUSALS.items() if other != name},
+        tile=(grid.query_side, grid.key_side),
+        tiles=kinds,
+        forward=Cost(2 * pairs * (width + value_width), forward_bytes),
+        gradient=Cost(_with_backward(name, grid, pairs, width, value_width), gradient_bytes),
+    )
+
+
+def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:
+    """Returns the FLOPs of both passes: of s and o, and of dp, dv, dq, dk and s once more.
+
+    The scores are still there where nothing is cut into tiles.
+    """
+    again = 0 if name == "reference" or grid.counts == (1, 1) else width
+    return 2 * pairs * (width + value_width + 2 * value_width + 2 * width + again)
+
+
+def _kinds(grid: Grid, query_shape: tuple[int, ...], mask: Mask | None) -> dict[str, int] | None:
+    """Returns how many tiles of each kind there are, if that is known."""
+    rows, columns = grid.counts
+    mask = blockwise.within(grid, mask)
+    if mask is None:
+        return {"full": rows * columns, "mixed": 0, "empty": 0}
+    *batch, _, num_heads, _ = query_shape
+
+    def of_row(i):
+        def of_tile(j):
+            indices = tile_indices(tuple(batch), num_heads, *grid.positions(i, j))
+            return blockwise.kind_of(mask, indices)
+
+        return jax.vmap(of_tile)(jnp.arange(columns))
+
+    with jax.ensure_compile_time_eval():
+        kinds = jax.lax.map(of_row, jnp.arange(rows))
+    if isinstance(kinds, Tracer):
+        return None
+    names = (("full", FULL), ("mixed", MIXED), ("empty", EMPTY))
+    return {name: int(np.sum(np.asarray(kinds) == kind)) for name, kind in names}
+
+
+def _linear(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+    """Returns the bytes of arrays of positions last, and of a few tiles of scores."""
+    size = jnp.promote_types(query.dtype, jnp.float32).itemsize
+    result = math.prod(query.shape[:-1]) * value.shape[-1]
+    arrays = math.prod(query.shape) + math.prod(key.shape) + math.prod(value.shape)
+    tile = lanes * grid.query_side * grid.key_side
+    return int(size * (arrays + 2 * tile)), int(size * (1.25 * (arrays + result) + 3.2 * tile))
+
+
+def _quadratic(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+    """Returns the bytes of a few maps."""
+    del key, value
+    size = jnp.promote_types(query.dtype, jnp.float32).itemsize
+    pairs = lanes * grid.num_queries * grid.num_keys
+    return int(1.5 * size * pairs), int(4.3 * size * pairs)
+
+
+_BYTES = {"blockwise": _linear, "reference": _quadratic}

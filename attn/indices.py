@@ -1,0 +1,60 @@
+"""Where the pairs of a tile stand: what a mask and a score function are functions of.
+
+A tile is a rectangle of consecutive queries and consecutive keys, for all leading axes and heads at
+once. Its indices are kept as small arrays that broadcast against each other, so that a condition or
+a bias is written as the formula it is, ``indices.key <= indices.query``, and costs no more than the
+tile it is asked about.
+
+Letters: ``*B`` leading axes, N query heads, t queries and s keys of the tile.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+class Indices(NamedTuple):
+    """The indices of a tile: integer arrays that broadcast to ``[*B, N, t, s]``."""
+
+    batch: tuple[Int[Array, "..."], ...]
+    """One array for each leading axis, of shape ``[B, 1, 1, 1]`` for the last of them."""
+    head: Int[Array, "N 1 1"]
+    """The query head."""
+    query: Int[Array, "t 1"]
+    """Consecutive."""
+    key: Int[Array, "1 s"]
+    """Consecutive."""
+
+    @property
+    def queries(self) -> Int[Array, "t"]:
+        """The indices of the queries, as a vector."""
+        return self.query[:, 0]
+
+    @property
+    def keys(self) -> Int[Array, "s"]:
+        """The indices of the keys, as a vector."""
+        return self.key[0]
+
+
+def tile_indices(
+    batch: tuple[int, ...], num_heads: int, queries: Int[Array, "t"], keys: Int[Array, "s"]
+) -> Indices:
+    """Returns the indices of the tile of these queries and keys, for all batches and heads.
+
+    Args:
+      batch: the lengths of the leading axes.
+      num_heads: N.
+      queries: consecutive indices of queries.
+      keys: consecutive indices of keys.
+    """
+    axes = len(batch)
+    return Indices(
+        batch=tuple(
+            jnp.arange(length).reshape([-1] + [1] * (axes - axis + 2))
+            for axis, length in enumerate(batch)
+        ),
+        head=jnp.arange(num_heads)[:, None, None],
+        query=queries[:, None],
+        key=keys[None, :],
+    )

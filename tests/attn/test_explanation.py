@@ -1,0 +1,155 @@
+"""What is foretold of a call is what the compiled program takes."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn import masks
+from attn.indices import tile_indices
+
+WITHIN = 1.5
+"""What is promised of the bytes."""
+
+
+def shape(*sizes, dtype="float32"):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+SHAPES = {
+    "square": (shape(1, 2048, 4, 64),) * 3,
+    "long": (shape(1, 8192, 2, 32),) * 3,
+    "few keys": (shape(1, 4096, 8, 64), shape(1, 1024, 2, 64), shape(1, 1024, 2, 32)),
+    "padded": (shape(2, 1000, 4, 32), shape(2, 3001, 4, 32), shape(2, 3001, 4, 32)),
+    "half precision": (shape(1, 8192, 4, 64, dtype="bfloat16"),) * 3,
+}
+
+
+def analysis(function, *x):
+    compiled = jax.jit(function).lower(*x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
+
+
+def both_passes(attend, query, key, value):
+    shapes = jax.eval_shape(attend, query, key, value)
+
+    def passes(query, key, value, cotangent):
+        output, pullback = jax.vjp(attend, query, key, value)
+        return output, pullback(cotangent)
+
+    return passes, shape(*shapes.shape, dtype=shapes.dtype)
+
+
+@pytest.mark.parametrize("named", ["blockwise", "reference"])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_bytes(name, is_causal, named):
+    options = {"is_causal": is_causal, "implementation": named}
+
+    def attend(*x):
+        return attn.dot_product_attention(*x, **options)
+
+    found = attn.explain(*SHAPES[name], **options)
+    passes, cotangent = both_passes(attend, *SHAPES[name])
+    for cost, (size, _) in (
+        (found.forward, analysis(attend, *SHAPES[name])),
+        (found.gradient, analysis(passes, *SHAPES[name], cotangent)),
+    ):
+        assert size / WITHIN <= cost.temporary_bytes <= size * WITHIN
+
+
+@pytest.mark.parametrize("named", ["blockwise", "reference"])
+def test_flops_of_one_tile(named):
+    """XLA counts a loop's body once, so what it counts can be compared where there is no loop."""
+    x = (shape(2, 256, 4, 64), shape(2, 384, 4, 64), shape(2, 384, 4, 32))
+
+    def attend(*x):
+        return attn.dot_product_attention(*x, implementation=named)
+
+    found = attn.explain(*x, implementation=named)
+    passes, cotangent = both_passes(attend, *x)
+    for cost, (_, flops) in (
+        (found.forward, analysis(attend, *x)),
+        (found.gradient, analysis(passes, *x, cotangent)),
+    ):
+        # What is elementwise is in XLA's count alone.
+        assert flops / 1.15 <= cost.flops <= flops
+
+
+MASKS = {
+    "causal": masks.Causal(),
+    "window": masks.Window(700, 0),
+    "segments": masks.Segments(np.repeat(np.arange(5), [600, 1, 999, 300, 173])),
+    "strided or a user's": masks.Strided(1000) | masks.Where(lambda at: at.key >= at.query + 1500),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_tiles_are_those_that_are_visited(name):
+    """Counted while it runs, by a score function that reports where it is."""
+    x = jnp.zeros((1, 2073, 1, 4))
+    visited = collections.Counter()
+
+    def report(scores, at, _):
+        jax.debug.callback(
+            lambda i, j: visited.update([(int(i), int(j))]), at.query[0, 0], at.key[0, 0]
+        )
+        return scores
+
+    # Checks of arguments call the function once on made-up indices, without running it.
+    jax.block_until_ready(attn.dot_product_attention(x, x, x, mask=MASKS[name], score=report))
+    jax.effects_barrier()
+    found = attn.explain(x, x, x, mask=MASKS[name])
+    assert found.tiles is not None
+    assert sum(visited.values()) == len(visited) == found.tiles["full"] + found.tiles["mixed"]
+    allowed = np.reshape(MASKS[name].allow(indices(2073)), (2073, 2073))
+    expected = collections.Counter()
+    t, s = found.tile
+    for i in range(0, 2073, t):
+        for j in range(0, 2073, s):
+            part = allowed[i : i + t, j : j + s]
+            is_whole = part.shape == (t, s)
+            kind = "empty" if not part.any() else "full" if part.all() and is_whole else "mixed"
+            expected[kind] += 1
+    assert found.tiles == {kind: expected[kind] for kind in ("full", "mixed", "empty")}
+
+
+def indices(length):
+    return tile_indices((1,), 1, jnp.arange(length), jnp.arange(length))
+
+
+def test_traced_mask_is_not_known_yet():
+    x = shape(1, 2048, 2, 8)
+    found = {}
+
+    def program(lengths):
+        found["tiles"] = attn.explain(x, x, x, key_value_seq_lengths=lengths).tiles
+        return lengths
+
+    jax.jit(program)(jnp.array([100]))
+    assert found["tiles"] is None
+    known = attn.explain(x, x, x, key_value_seq_lengths=jnp.array([100]))
+    assert known.tiles is not None
+    assert known.tiles["empty"] > 0
+
+
+def test_text():
+    x = shape(1, 8192, 4, 64)
+    assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:3] == [
+        "implementation  blockwise",
+        "not reference   it takes O(T S) memory: it runs if it is named",
+        "tiles           120 full, 16 mixed, 120 empty; of 512 queries, 512 keys",
+    ]
+
+
+def test_errors_are_those_of_the_call():
+    x = shape(1, 16, 4, 8)
+    with pytest.raises(ValueError, match="key has shape"):
+        attn.explain(x, shape(1, 16, 3, 8), x)
+    with pytest.raises(ValueError, match="implementation is 'fast'"):
+        attn.explain(x, x, x, implementation="fast")
+    with pytest.raises(ValueError, match="bias has shape"):
+        attn.explain(x, x, x, shape(3, 16, 16))
