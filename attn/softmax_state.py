@@ -15,7 +15,7 @@ arXiv 2112.05682, section 2; Dao et al., arXiv 2205.14135, algorithm 1.
 Letters: ``*B`` leading axes and heads, Q queries, s keys of a tile, V value width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -38,7 +38,7 @@ def finite(maximum: Float[Array, "*B Q"]) -> Float[Array, "*B Q"]:
     return jnp.where(jnp.isneginf(maximum), 0, maximum)
 
 
-def empty(queries: tuple[int, ...], value_width: int, dtype: DTypeLike) -> SoftmaxState:
+def empty(queries: tuple[Any, ...], value_width: int, dtype: DTypeLike) -> SoftmaxState:
     """Returns the state of queries ``(*B, Q)`` that have seen no key: the identity of ``merge``."""
     return SoftmaxState(
         maximum=jnp.full(queries, -jnp.inf, dtype),

@@ -47,12 +47,12 @@ class Grid(NamedTuple):
     key_side: int
 
     @property
-    def counts(self) -> tuple[int, int]:
+    def counts(self) -> tuple[Any, Any]:
         """How many tiles of queries and of keys; the last of each may reach beyond the range."""
         return ceil_div(self.num_queries, self.query_side), ceil_div(self.num_keys, self.key_side)
 
     @property
-    def padded(self) -> tuple[int, int]:
+    def padded(self) -> tuple[Any, Any]:
         """How many queries and keys there are in all tiles."""
         return self.counts[0] * self.query_side, self.counts[1] * self.key_side
 
@@ -62,8 +62,8 @@ class Grid(NamedTuple):
         return i * self.query_side + queries, j * self.key_side + keys
 
 
-def ceil_div(a: int, b: int) -> int:
-    """Returns the quotient, rounded up."""
+def ceil_div(a: Any, b: int) -> Any:
+    """Returns the quotient, rounded up; of a symbolic length too."""
     return -(-a // b)
 
 
@@ -119,7 +119,7 @@ def sweep(grid: Grid, kinds: Callable | None, start, visit, finish, carry: Any) 
     return _repeat(0, rows, over_row, carry)
 
 
-def _repeat(first: int, last: int, body: Callable, carry: Any) -> Any:
+def _repeat(first: int, last: Any, body: Callable, carry: Any) -> Any:
     return body(first, carry) if last - first == 1 else lax.fori_loop(first, last, body, carry)
 
 
@@ -308,7 +308,7 @@ def _regroup(rows, result):
     return row, (rows, whole)
 
 
-def _part(grid: Grid, x: Any, axes: Axes) -> tuple[int, ...]:
+def _part(grid: Grid, x: Any, axes: Axes) -> tuple[Any, ...]:
     """Returns the shape of the part of one tile."""
     shape = list(x.shape)
     for axis, _, side in _cuts(grid, axes, 0, 0):
@@ -316,7 +316,7 @@ def _part(grid: Grid, x: Any, axes: Axes) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _whole(grid: Grid, part: Any, axes: Axes) -> tuple[int, ...]:
+def _whole(grid: Grid, part: Any, axes: Axes) -> tuple[Any, ...]:
     """Returns the shape of the padded array from that of the part of one tile."""
     shape = list(part.shape)
     for axis, index, side in _cuts(grid, axes, *grid.counts):

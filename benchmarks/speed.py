@@ -12,13 +12,10 @@ Shapes: one row, N = 4 heads, H = 64, float32. A tuple ``(causal, gradient)`` na
 import dataclasses
 import functools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attn
+from benchmarks.machine import machine
 
 NUM_HEADS, WIDTH = 4, 64
 
@@ -113,7 +111,7 @@ def find_torch() -> Case | None:
         import torch
     except ImportError:
         return None
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(machine()["cores"])
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def prepare(length: int, causal: bool, gradient: bool) -> Callable[[], None]:
@@ -171,16 +169,6 @@ def matrix_product_rate() -> float:
         jax.block_until_ready(product(x, x))
         times.append(time.perf_counter() - begun)
     return 2 * 2048**3 / min(times)
-
-
-def machine() -> dict[str, Any]:
-    """Returns where this was measured."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def both_passes(attend, query, key, value):
 
 
 @pytest.mark.parametrize("named", ["blockwise", "reference"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [x if x in ("few keys", "padded") else pytest.param(x, marks=pytest.mark.slow) for x in SHAPES],
+)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_bytes(name, is_causal, named):
     options = {"is_causal": is_causal, "implementation": named}

@@ -11,7 +11,7 @@ import pytest
 import attn
 from tests.attn import oracle
 from tests.attn.cases import FLOAT64, Case, assert_close, call, dense, differentiable, jit
-from tests.attn.laws import first_order
+from tests.attn.laws import first_order, second_order
 
 CAUSAL = {"is_causal": True, "alignment": "end"}
 
@@ -120,6 +120,93 @@ def test_gradient_through_a_scan_of_checkpointed_layers(implementation):
     )
     dense = functools.partial(oracle.dense_attention, allowed=np.ones((13, 13), bool))
     assert_close(layers(ours), layers(dense), **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_linearize_and_its_transpose(implementation):
+    case = Case(batch=(), num_heads=3, bias=(3, 13, 17), scale=True, options=CAUSAL)
+    inputs, tangents = differentiable(case), differentiable(case, "tangents")
+    allowed = oracle.allowed_pairs(inputs["query"].shape, inputs["key"].shape, **CAUSAL)
+
+    def linearized(attention):
+        def both(inputs, tangents):
+            value, linear = jax.linearize(attention, inputs)
+            moved = linear(tangents)
+            (back,) = jax.linear_transpose(linear, inputs)(value)
+            return value, moved, back
+
+        return jit(both)(inputs, tangents)
+
+    ours = functools.partial(call(case, implementation), arrays={})
+    assert_close(linearized(ours), linearized(dense(allowed)), **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "policy", ["nothing_saveable", "everything_saveable", "dots_with_no_batch_dims_saveable"]
+)
+def test_checkpoint_policies(policy, implementation):
+    case = Case(batch=(), num_heads=3, options=CAUSAL)
+    inputs, tangents = differentiable(case), differentiable(case, "tangents")
+    attention = functools.partial(call(case, implementation), arrays={})
+    kept = jax.checkpoint(attention, policy=getattr(jax.checkpoint_policies, policy))
+    laws = [jit(functools.partial(second_order, x)) for x in (kept, attention)]
+    assert_close(*(law(inputs, tangents) for law in laws), **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_vmap_over_any_axis(implementation):
+    """The lanes are the last axis of one argument, a middle one of another, in and out."""
+    case = Case(num_heads=3, bias=(3, 13, 17))
+    calls = [differentiable(case, str(i)) for i in range(3)]
+    axes = {"query": 4, "key": 1, "value": 2, "bias": -1}
+    inputs = {k: np.stack([x[k] for x in calls], axis) for k, axis in axes.items()}
+    attention = functools.partial(call(case, implementation), arrays={})
+    law = functools.partial(first_order, attention)
+    found = jit(jax.vmap(law, (axes,), {"value": (1, 0), "gradient": axes}))(inputs)
+    every = np.ones((13, 17), bool)
+    for lane, one in enumerate(calls):
+        expected = jit(functools.partial(first_order, dense(every)))(one)
+        output, lse = found["value"]
+        assert_close((output[:, lane], lse[lane]), expected["value"], **FLOAT64)
+        gradient = {
+            k: np.take(np.asarray(found["gradient"][k]), lane, axis) for k, axis in axes.items()
+        }
+        assert_close(gradient, expected["gradient"], **FLOAT64)
+
+
+def test_export_with_symbolic_batch_and_lengths():
+    """One program for all of them: values, gradients and Hessian-vector products."""
+    batch, queries, keys = jax.export.symbolic_shape("b, t, s")
+
+    def attend(inputs):
+        return attn.dot_product_attention(
+            **inputs,
+            mask=attn.masks.Causal() | attn.masks.Prefix(3),
+            score=attn.scores.SoftCap(20.0),
+            sinks=jnp.ones(4),
+            return_residual=True,
+        )
+
+    def laws(inputs):
+        return second_order(attend, inputs, inputs)
+
+    def shapes(batch, queries, keys):
+        sizes = {"query": (queries, 4), "key": (keys, 2), "value": (keys, 2)}
+        return {
+            name: jax.ShapeDtypeStruct((batch, *size, 8), np.float32)
+            for name, size in sizes.items()
+        }
+
+    program = jax.jit(laws)
+    exported = jax.export.export(program, platforms=["cpu", "cuda", "tpu"])(
+        shapes(batch, queries, keys)
+    )
+    again = jax.export.deserialize(exported.serialize())
+    rng = np.random.default_rng(0)
+    for sizes in ((2, 5, 7), (1, 600, 513), (3, 1, 1)):
+        inputs = {k: rng.normal(size=x.shape).astype(x.dtype) for k, x in shapes(*sizes).items()}
+        assert_close(again.call(inputs), program(inputs), rtol=1e-3, atol=1e-4)
 
 
 def test_lowers_for_every_platform(implementation):
