@@ -145,13 +145,15 @@ def sinks_of(sinks: Any, query: Array) -> Array:
 
 def check_choice(name: str, choice: Any, choices: Iterable[str]) -> None:
     """Raises ValueError unless ``choice`` is one of ``choices``."""
-    if choice not in (choices := tuple(choices)):
+    if not isinstance(choice, str) or choice not in (choices := tuple(choices)):
         raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def _array(name: str, x: Any) -> Array:
     if not hasattr(x, "dtype") and not isinstance(x, (list, tuple, numbers.Number)):
         raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
+    if isinstance(x, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name} is a ShapeDtypeStruct; expected an array")
     return jnp.asarray(x)
 
 
@@ -212,7 +214,7 @@ def _score(
             raise ValueError("score_params is given without a score function to take it")
         if score is None:
             return None
-        if not callable(score):
+        if not callable(score) or isinstance(score, type):
             raise TypeError(
                 f"score is a {type(score).__name__}; expected a value of attn.scores or a function "
                 "(scores, indices, params)"

@@ -118,7 +118,7 @@ class Outputs(NamedTuple):
     """``[*B, K, G, T]``."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """The static part of a call: sizes, and functions that take every array as an argument."""
 
@@ -154,7 +154,6 @@ class Problem:
         return jax.vmap(of_tile)(jnp.arange(self.grid.counts[1]))
 
 
-@functools.partial(jax.jit, static_argnames=("dropout_rate", "sides"))
 def blockwise_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -189,13 +188,21 @@ def blockwise_attention(
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
-    problem, context, inputs = prepare(
-        query, key, value, bias, mask, scale, score, dropout_seed, dropout_rate, sides
+    problem, context, params = plan(query, key, mask, score, dropout_seed, dropout_rate, sides)
+    return attend(problem, context, params, query, key, value, bias, scale)
+
+
+# Compiled here, so that a call outside of ``jit`` compiles its loops once, not every time.
+@functools.partial(jax.jit, static_argnums=0)
+def attend(
+    problem: Problem, context: Context, params: list[Array], query, key, value, bias, scale
+) -> tuple[Array, Array]:
+    """Returns output and log-sum-exp of a planned call."""
+    output, lse = _attend(
+        problem, context, arrange(problem, params, query, key, value, bias, scale)
     )
-    output, lse = _attend(problem, context, inputs)
-    return problem.restored(jnp.swapaxes(output, -3, -2)), problem.restored(lse[..., None, :])[
-        ..., 0
-    ]
+    lse = problem.restored(lse[..., None, :])[..., 0]
+    return problem.restored(jnp.swapaxes(output, -3, -2)), lse
 
 
 def grid_of(num_queries: int, num_keys: int, most: TileSizes) -> Grid:
@@ -220,27 +227,28 @@ def within(grid: Grid, mask: Mask | None) -> Mask | None:
     return in_range if mask is None else mask & in_range
 
 
-def prepare(
-    query: Float[Array, "*B T N H"],
-    key: Float[Array, "*B S K H"],
-    value: Float[Array, "*B S K V"] | None,
-    bias: Float[Array, "..."] | None,
+def plan(
+    query: Array,
+    key: Array,
     mask: Mask | None,
-    scale: Float[Array, ""] | float,
     score: Score | None,
     dropout_seed: UInt32[Array, "2"] | None,
     dropout_rate: float,
     sides: TileSizes | None,
-) -> tuple[Problem, Context, Inputs]:
-    """Returns a call in the three parts that the passes over tiles are written in."""
+) -> tuple[Problem, Context, list[Array]]:
+    """Returns the static part of a call, its arrays without derivative, and its score's arrays.
+
+    Nothing is computed but what a mask needs to be padded; what functions of masks and scores read
+    is read here, at every call.
+    """
     *batch, num_queries, num_heads, _ = query.shape
-    num_key_heads, dtype = key.shape[-2], jnp.promote_types(query.dtype, jnp.float32)
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
     if sides is None:
         sides = tile_sizes(query.shape, key.shape, mask is not None)
     grid = grid_of(num_queries, key.shape[-3], sides)
     mask = within(grid, mask)
-    problem = Problem(grid, tuple(batch), num_heads, num_key_heads, None, None, None, dropout_rate)
-    example = jax.eval_shape(problem.indices, 0, 0)
+    problem = Problem(grid, tuple(batch), num_heads, key.shape[-2], None, None, None, dropout_rate)
+    example = jax.eval_shape(lambda: problem.indices(0, 0))
     allow = kind = function = None
     allow_arrays, kind_arrays, params = [], [], []
     if mask is not None:
@@ -250,18 +258,34 @@ def prepare(
         shape = (*batch, num_heads, grid.query_side, grid.key_side)
         function, params = closures.explicit(score, jax.ShapeDtypeStruct(shape, dtype), example)
     problem = dataclasses.replace(problem, allow=allow, kind=kind, score=function)
+    return problem, Context(allow_arrays, kind_arrays, dropout_seed), params
 
+
+def arrange(
+    problem: Problem,
+    params: list[Array],
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K V"] | None,
+    bias: Float[Array, "..."] | None,
+    scale: Float[Array, ""] | float,
+) -> Inputs:
+    """Returns what attention is differentiable in, heads first, positions last, padded."""
+    grid, num_key_heads = problem.grid, problem.num_key_heads
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    if bias is not None and bias.shape[-2:] != (grid.num_queries, grid.num_keys):
+        # The gradient is summed along an axis; one of T x S stays as it is, cast tile by tile.
+        bias = bias.astype(dtype)
     query = group(jnp.moveaxis(query.astype(dtype), -3, -1), -3, num_key_heads)
     inputs = Inputs(
         query=jnp.swapaxes(query, -3, -2),
         key=jnp.moveaxis(key.astype(dtype), -3, -1),
         value=None if value is None else jnp.moveaxis(value.astype(dtype), -3, -1),
-        bias=None if bias is None else group(_at_least_3d(bias.astype(dtype)), -3, num_key_heads),
+        bias=None if bias is None else group(_at_least_3d(bias), -3, num_key_heads),
         scale=jnp.asarray(scale, dtype),
         params=params,
     )
-    padded = jax.tree.map(lambda x, axes: pad(grid, x, axes), inputs, axes_of(inputs))
-    return problem, Context(allow_arrays, kind_arrays, dropout_seed), padded
+    return jax.tree.map(lambda x, axes: pad(grid, x, axes), inputs, axes_of(inputs))
 
 
 def kind_of(mask: Mask, indices: Indices) -> Array:
@@ -376,8 +400,12 @@ def tile_scores(problem: Problem, context: Context, tile: Tile, parts: Inputs):
     scores = _products(group_queries(query * parts.scale), key)
     scores = jnp.reshape(scores, (*batch, group_size, side, key.shape[-1]))
     if parts.bias is not None:
-        scores += parts.bias
+        scores += parts.bias.astype(scores.dtype)
     if problem.score is not None:
+        if parts.bias is not None:
+            # -inf is how a bias says that a pair is not allowed: it stays so, whatever the score.
+            is_open = ~jnp.isneginf(scores)
+            allowed = is_open if allowed is None else allowed & is_open
         if allowed is not None:
             scores = jnp.where(allowed, scores, 0)
         grouped = scores.shape

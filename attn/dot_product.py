@@ -74,7 +74,12 @@ def dot_product_attention(
     query that takes part in no allowed pair reaches nothing.
 
     Cost: O(T S (H + V)) time a head less the tiles that a mask leaves empty, O(T + S) memory a
-    head; ``implementation="reference"`` takes O(T S) memory.
+    head beside what the caller brings (a bias of T x S may be copied once);
+    ``implementation="reference"`` takes O(T S) memory.
+
+    Functions in ``score`` and ``mask`` are traced at every call that is not itself inside ``jit``,
+    and what they read is read then; a program is compiled again only if they do something else.
+    Inside ``jax.shard_map``, derivatives and score functions need ``check_vma=False`` for now.
 
     Args:
       query: queries, in float16, bfloat16, float32 or float64.
@@ -157,6 +162,6 @@ def run(
 def chosen(implementation: str | None) -> str:
     """Returns the name of the implementation that runs."""
     name = next(iter(IMPLEMENTATIONS)) if implementation is None else implementation
-    name = SYNONYMS.get(name, name)
+    name = SYNONYMS.get(name, name) if isinstance(name, str) else name
     arguments.check_choice("implementation", name, IMPLEMENTATIONS)
     return name

@@ -33,7 +33,8 @@ class Cost(NamedTuple):
     flops: int
     """Of the matrix products, counting a multiplication and an addition as two."""
     temporary_bytes: int
-    """Beside arguments and results, as XLA on CPU allocates: right within a factor of 1.5."""
+    """Beside arguments and results, as XLA on CPU allocates; of a call of a thousand queries and
+    keys or more, without a bias of T x S, right within a factor of 1.5."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def explain(
     """Returns what ``attn.dot_product_attention`` would do with these arguments.
 
     No attention is computed, only the tile rules of the mask; query, key, value and bias may be
-    given by shape and dtype. Arguments and errors are those of the call.
+    given by shape and dtype. Arguments and errors are those of the call, less what changes neither
+    tiles nor products: sinks, dropout and ``return_residual``.
 
     Example:
       >>> import attn, jax

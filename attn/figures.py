@@ -27,10 +27,11 @@ from attn.blockwise import (
     Inputs,
     Problem,
     TileSizes,
+    arrange,
+    attend,
     axes_of,
-    blockwise_attention,
     group,
-    prepare,
+    plan,
     tile_scores,
     ungroup_queries,
 )
@@ -93,19 +94,20 @@ def of_call(
     query, key = arguments.arrays(query=query, key=key)
     resolved = arguments.resolve(query, key, bias, mask, **options)
     offset = key.shape[-3] - query.shape[-3] if options.get("alignment") == "end" else 0
-    scored = (resolved.bias, resolved.mask, resolved.scale, resolved.score)
-    settings = (settings, offset, bool(average), SIDES)
+    problem, context, params = plan(query, key, resolved.mask, resolved.score, None, 0.0, SIDES)
+    settings = (settings, offset, bool(average), problem)
+    scored = (context, params, resolved.bias, resolved.scale)
     return evaluated(figure, *settings, query, key, scored, arrays)
 
 
 # Compiled here, so that a call outside of ``jit`` compiles its loops once, not every time.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def evaluated(figure, settings, offset, average, sides, query, key, scored, arrays):
-    """Returns the figure of what the call resolved to."""
-    bias, mask, scale, score = scored
+def evaluated(figure, settings, offset, average, problem, query, key, scored, arrays):
+    """Returns the figure of a planned call."""
+    context, params, bias, scale = scored
     zeros = jnp.zeros((*key.shape[:-1], 1), key.dtype)
-    _, lse = blockwise_attention(query, key, zeros, bias, mask, scale, score, sides=sides)
-    problem, context, inputs = prepare(query, key, None, bias, mask, scale, score, None, 0.0, sides)
+    _, lse = attend(problem, context, params, query, key, zeros, bias, scale)
+    inputs = arrange(problem, params, query, key, None, bias, scale)
     lse = group(jnp.swapaxes(lse, -1, -2), -2, problem.num_key_heads)
     found = Map(problem, offset, context, inputs, pad(problem.grid, lse, QUERIES))
     result = figure(found, *settings, *arrays)

@@ -33,7 +33,8 @@ def attend_partial(
 ) -> SoftmaxState:
     """Returns what the queries know after these keys: a state, to be merged with others.
 
-    Arguments, options, errors and cost are those of ``attn.dot_product_attention``. Indices in
+    Arguments, errors and cost are those of ``attn.dot_product_attention``, without dropout, and
+    with sinks in ``finish``. Indices in
     masks and scores count from the first key given here: with ``start`` keys elsewhere before it,
     causal attention is ``mask=attn.masks.Causal(offset=-start)``.
 

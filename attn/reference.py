@@ -10,8 +10,6 @@ head ``n // (N / K)``), H head width, V value width. All is computed in float32,
 float64 inputs.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
@@ -22,7 +20,6 @@ from attn.masks import Mask
 from attn.scores import Score
 
 
-@functools.partial(jax.jit, static_argnames=("dropout_rate",))
 def reference_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -65,6 +62,8 @@ def scores(
     if bias is not None:
         s += bias.astype(s.dtype)
     if score is not None:
+        # -inf is how a bias says that a pair is not allowed: it stays so, whatever the score.
+        allowed = allowed & ~jnp.isneginf(s)
         s = score(jnp.where(allowed, s, 0), indices)
     return jnp.where(allowed, s, -jnp.inf)
 

@@ -354,3 +354,65 @@ def test_parts_of_different_queries_are_refused():
     states = [attn.attend_partial(y, x, x) for y in (x, x[:, :2])]
     with pytest.raises(ValueError, match=r"maximum of the states has shapes \(1, 2, 3\) and"):
         attn.merge(*states)
+
+
+def test_what_a_function_reads_is_read_at_every_call(implementation):
+    """Arrays, attributes and numbers from around a score or a mask, changed between calls."""
+    x = np.random.default_rng(0).normal(size=(1, 7, 2, 4)).astype(np.float32)
+
+    class Decay:
+        rate, reach = jnp.float32(0.5), 2
+
+        def score(self, found, at, _):
+            return found - self.rate * jnp.abs(at.query - at.key)
+
+        def near(self, at):
+            return jnp.abs(at.query - at.key) <= self.reach
+
+    decay = Decay()
+
+    def attend(rate):
+        decay.rate = rate
+        return attn.dot_product_attention(
+            *(x, x, x),
+            score=decay.score,
+            mask=masks.Where(decay.near),
+            implementation=implementation,
+        )
+
+    def expected(rate, reach):
+        i, j = np.arange(7)[:, None], np.arange(7)
+        return oracle.dense_attention(
+            *(x, x, x),
+            allowed=np.abs(i - j) <= reach,
+            change=lambda s: s - rate * np.abs(i - j),
+        )[0]
+
+    for rate, reach in ((0.5, 2), (0.5, 4), (3.0, 4), (0.5, 2)):
+        decay.reach = reach
+        np.testing.assert_allclose(
+            attend(jnp.float32(rate)), expected(rate, reach), rtol=1e-5, atol=1e-5
+        )
+    slope = jax.grad(lambda rate: jnp.sum(attend(rate) ** 2))
+    true_slope = jax.grad(lambda rate: jnp.sum(expected(rate, 2) ** 2))
+    for rate in (0.5, 2.0):
+        np.testing.assert_allclose(slope(rate), true_slope(rate), rtol=1e-3)
+    both = jax.jit(lambda a, b: (attend(a), attend(b)))(0.5, 2.0)
+    assert_close(both, (expected(0.5, 2), expected(2.0, 2)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", [scores.SoftCap(3.0), scores.LogLength(1.0)], ids=repr)
+def test_a_bias_of_minus_infinity_is_a_mask_whatever_the_score(score, implementation):
+    x = np.random.default_rng(0).normal(size=(1, 7, 2, 4)).astype(np.float32)
+    lower = np.tri(7, dtype=bool)
+
+    def attend(x, **options):
+        return attn.dot_product_attention(
+            *(x, x, x), score=score, implementation=implementation, **options
+        )
+
+    def laws(**options):
+        return jax.value_and_grad(lambda x: jnp.sum(attend(x, **options) ** 2))(x)
+
+    found = laws(bias=np.where(lower, 0, -np.inf).astype(np.float32))
+    assert_close(found, laws(is_causal=True), rtol=1e-5, atol=1e-5)
