@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from attn import dropout
+from attn.dtypes import accumulated
+from attn.indices import expand
 from attn.masks import Dense, Lengths, Mask, Window
 from attn.scores import Function, Score
 
@@ -118,7 +120,7 @@ def resolve(
             )
         )
 
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulated(query.dtype)
     return Resolved(
         bias=None if bias is None else _broadcastable("bias", bias, pairs, is_mask=False),
         mask=functools.reduce(operator.and_, masks) if masks else None,
@@ -140,7 +142,7 @@ def sinks_of(sinks: Any, query: Array) -> Array:
             f"sinks has shape {x.shape}; expected {(num_heads,)}, a logit for every head, or one "
             f"broadcastable to {expected}"
         )
-    return x.astype(jnp.promote_types(query.dtype, jnp.float32))[..., None, :]
+    return expand(x.astype(accumulated(query.dtype))[..., None, :], len(expected) + 1)
 
 
 def check_choice(name: str, choice: Any, choices: Iterable[str]) -> None:
@@ -171,7 +173,7 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
         raise ValueError(
             f"{name} has shape {x.shape}; expected one broadcastable to [..., N, T, S] = {pairs}"
         )
-    return jnp.reshape(x, (1,) * (3 - x.ndim) + x.shape)
+    return expand(x, len(pairs))
 
 
 def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
@@ -229,8 +231,9 @@ def _score(
 
 def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
     """Returns the options with dropout."""
-    if not isinstance(rate, (int, float)) or isinstance(rate, bool):
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
         raise TypeError(f"dropout_rate is a {type(rate).__name__}; expected a Python float")
+    rate = float(rate)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate is {rate}; expected one in [0, 1)")
     if rate == 0:
@@ -244,4 +247,4 @@ def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
         raise ValueError(
             f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
         )
-    return resolved._replace(dropout_seed=dropout.seed_of(rng), dropout_rate=float(rate))
+    return resolved._replace(dropout_seed=dropout.seed_of(rng), dropout_rate=rate)

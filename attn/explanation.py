@@ -5,6 +5,7 @@ width.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple, Unpack
 
@@ -14,10 +15,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from attn import arguments, blockwise, dot_product
+from attn import arguments, dot_product
 from attn.dot_product import Options
-from attn.indices import tile_indices
+from attn.dtypes import accumulated
 from attn.masks import Mask
+from attn.plan import Context, Plan, TileSizes, plan
 from attn.tiles import EMPTY, FULL, MIXED, Grid
 
 REFUSALS = {
@@ -104,11 +106,9 @@ def explain(
     shapes: Any = jax.eval_shape(check, query, key, value, bias)
     query, key, value = shapes
     known = arguments.resolve(shapes[0], shapes[1], None, mask, **options).mask
-    grid = Grid(query.shape[-3], key.shape[-3], query.shape[-3], key.shape[-3])
-    if name == "blockwise":
-        sides = blockwise.tile_sizes(query.shape, key.shape, known is not None)
-        grid = blockwise.grid_of(query.shape[-3], key.shape[-3], sides)
-    kinds = _kinds(grid, query.shape, known)
+    sides = TileSizes(query.shape[-3], key.shape[-3]) if name == "reference" else None
+    call, context, _ = plan(query, key, known, None, None, 0.0, sides)
+    grid, kinds = call.grid, _kinds(call, context)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
     else:
@@ -136,23 +136,10 @@ def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: i
     return 2 * pairs * (width + value_width + 2 * value_width + 2 * width + again)
 
 
-def _kinds(grid: Grid, query_shape: tuple[int, ...], mask: Mask | None) -> dict[str, int] | None:
+def _kinds(call: Plan, context: Context) -> dict[str, int] | None:
     """Returns how many tiles of each kind there are, if that is known."""
-    rows, columns = grid.counts
-    mask = blockwise.within(grid, mask)
-    if mask is None:
-        return {"full": rows * columns, "mixed": 0, "empty": 0}
-    *batch, _, num_heads, _ = query_shape
-
-    def of_row(i):
-        def of_tile(j):
-            indices = tile_indices(tuple(batch), num_heads, *grid.positions(i, j))
-            return blockwise.kind_of(mask, indices)
-
-        return jax.vmap(of_tile)(jnp.arange(columns))
-
     with jax.ensure_compile_time_eval():
-        kinds = jax.lax.map(of_row, jnp.arange(rows))
+        kinds = jax.lax.map(functools.partial(call.kinds, context), jnp.arange(call.grid.counts[0]))
     if isinstance(kinds, Tracer):
         return None
     names = (("full", FULL), ("mixed", MIXED), ("empty", EMPTY))
@@ -161,7 +148,7 @@ def _kinds(grid: Grid, query_shape: tuple[int, ...], mask: Mask | None) -> dict[
 
 def _linear(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
     """Returns the bytes of arrays of positions last, and of a few tiles of scores."""
-    size = jnp.promote_types(query.dtype, jnp.float32).itemsize
+    size = accumulated(query.dtype).itemsize
     result = math.prod(query.shape[:-1]) * value.shape[-1]
     arrays = math.prod(query.shape) + math.prod(key.shape) + math.prod(value.shape)
     tile = lanes * grid.query_side * grid.key_side
@@ -171,7 +158,7 @@ def _linear(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[i
 def _quadratic(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
     """Returns the bytes of a few maps."""
     del key, value
-    size = jnp.promote_types(query.dtype, jnp.float32).itemsize
+    size = accumulated(query.dtype).itemsize
     pairs = lanes * grid.num_queries * grid.num_keys
     return int(1.5 * size * pairs), int(4.3 * size * pairs)
 

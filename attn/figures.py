@@ -19,24 +19,22 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from attn import arguments, softmax_state
-from attn.blockwise import (
+from attn.blockwise import attend
+from attn.dot_product import Options
+from attn.indices import expand
+from attn.plan import (
     KEYS,
     NEITHER,
     QUERIES,
     Context,
     Inputs,
-    Problem,
+    Plan,
     TileSizes,
-    arrange,
-    attend,
     axes_of,
-    group,
     plan,
-    tile_scores,
     ungroup_queries,
 )
-from attn.dot_product import Options
-from attn.tiles import Tile, cut, pad, put, sweep, tile_sum
+from attn.tiles import Tile, pad
 
 SIDES: TileSizes | None = None
 """The greatest sides of a tile; None is those of ``dot_product_attention``."""
@@ -48,13 +46,13 @@ BRANCHES = 8
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["context", "inputs", "lse"],
-    meta_fields=["problem", "offset"],
+    meta_fields=["call", "offset"],
 )
 @dataclasses.dataclass(frozen=True)
 class Map:
     """An attention map as what its tiles are computed from."""
 
-    problem: Problem
+    call: Plan
     offset: int
     context: Context
     inputs: Inputs
@@ -66,7 +64,7 @@ class Part(NamedTuple):
 
     logs: Float[Array, "*B K G t s"]
     """log p_ij, -inf where it is not allowed."""
-    distances: Int[Array, "t s"]
+    distances: Int[Array, "... t s"]
     """``i + offset - j``."""
     start: Int[Array, ""] | int
     """The first key."""
@@ -94,27 +92,27 @@ def of_call(
     query, key = arguments.arrays(query=query, key=key)
     resolved = arguments.resolve(query, key, bias, mask, **options)
     offset = key.shape[-3] - query.shape[-3] if options.get("alignment") == "end" else 0
-    problem, context, params = plan(query, key, resolved.mask, resolved.score, None, 0.0, SIDES)
-    settings = (settings, offset, bool(average), problem)
+    call, context, params = plan(query, key, resolved.mask, resolved.score, None, 0.0, SIDES)
+    settings = (settings, offset, bool(average), call)
     scored = (context, params, resolved.bias, resolved.scale)
     return evaluated(figure, *settings, query, key, scored, arrays)
 
 
 # Compiled here, so that a call outside of ``jit`` compiles its loops once, not every time.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def evaluated(figure, settings, offset, average, problem, query, key, scored, arrays):
+def evaluated(figure, settings, offset, average, call, query, key, scored, arrays):
     """Returns the figure of a planned call."""
     context, params, bias, scale = scored
     zeros = jnp.zeros((*key.shape[:-1], 1), key.dtype)
-    _, lse = attend(problem, context, params, query, key, zeros, bias, scale)
-    inputs = arrange(problem, params, query, key, None, bias, scale)
-    lse = group(jnp.swapaxes(lse, -1, -2), -2, problem.num_key_heads)
-    found = Map(problem, offset, context, inputs, pad(problem.grid, lse, QUERIES))
+    _, lse = attend(call, context, params, query, key, zeros, bias, scale)
+    inputs = call.arrange(params, query, key, None, bias, scale)
+    lse = call.grouped(jnp.swapaxes(lse, -1, -2)[..., None, :])[..., 0, :]
+    found = Map(call, offset, context, inputs, pad(call.grid, lse, QUERIES))
     result = figure(found, *settings, *arrays)
     if not average:
         return result
-    attends = ~jnp.isneginf(problem.restored(found.lse[..., None, :])[..., 0])
-    axis = len(problem.batch)
+    attends = ~jnp.isneginf(call.restored(found.lse[..., None, :])[..., 0])
+    axis = len(call.batch)
 
     def mean(x):
         seen = jnp.reshape(attends, attends.shape + (1,) * (x.ndim - attends.ndim))
@@ -126,25 +124,24 @@ def evaluated(figure, settings, offset, average, problem, query, key, scored, ar
 
 def over_tiles(found: Map, function: Callable, arrays: Any, in_axes: Any, out_axes: Any) -> Any:
     """Returns the sum over tiles of ``function(part, arrays at it)``."""
-    problem = found.problem
+    call = found.call
 
-    def of_tile(tile: Tile, operands):
-        context, inputs, lse, arrays = operands
-        scores, _ = tile_scores(problem, context, tile, inputs)
+    def of_tile(tile: Tile, context: Context, operands):
+        inputs, lse, arrays = operands
+        scores, _ = call.scores(context, tile, inputs)
         scores = jnp.reshape(scores, (*lse.shape, scores.shape[-1]))
         # Scores of -inf stay out of every sum and derivative, those of a bias of -inf too.
         seen = ~jnp.isneginf(scores)
         logs = jnp.where(seen, scores - softmax_state.finite(lse)[..., None], -jnp.inf)
-        indices = problem.indices(tile.i, tile.j)
-        distances = indices.query + found.offset - indices.key
-        return function(Part(logs, distances, tile.j * problem.grid.key_side), arrays)
+        indices = call.indices(tile.i, tile.j)
+        distances = expand(indices.query + found.offset - indices.key, logs.ndim)
+        return function(Part(logs, distances, tile.j * call.grid.key_side), arrays)
 
-    return tile_sum(
-        problem.grid,
+    return call.sum(
         of_tile,
-        None if problem.kind is None else lambda i, operands: problem.kinds(operands[0], i),
-        (found.context, found.inputs, found.lse, arrays),
-        (jax.tree.map(lambda _: NEITHER, found.context), axes_of(found.inputs), QUERIES, in_axes),
+        found.context,
+        (found.inputs, found.lse, arrays),
+        (axes_of(found.inputs), QUERIES, in_axes),
         out_axes,
     )
 
@@ -154,7 +151,7 @@ def of_queries(
 ) -> Float[Array, "*B T N"]:
     """Returns the sum of ``function(part, arrays)``, ``[*B, K, G, t]``, for every query."""
     summed = over_tiles(found, function, arrays, in_axes, QUERIES)
-    return found.problem.restored(summed[..., None, :])[..., 0]
+    return found.call.restored(summed[..., None, :])[..., 0]
 
 
 def entropy(found: Map) -> Float[Array, "*B T N"]:
@@ -181,21 +178,24 @@ def mass_by_distance(found: Map, signed: bool, edges: Array) -> Float[Array, "*B
     """Returns the weight in every bin between two edges."""
 
     def function(part, edges):
-        distances = (part.distances if signed else jnp.abs(part.distances))[..., None]
-        bins = (edges[:-1] <= distances) & (distances < edges[1:])
+        distances = part.distances if signed else jnp.abs(part.distances)
+        distances = jnp.reshape(distances, (*distances.shape[-2:], 1))
+        edges = expand(edges, 3)
+        bins = (edges[..., :-1] <= distances) & (distances < edges[..., 1:])
         # A product, since masked sums, one for each bin, were each as large as all weights.
         highest = lax.Precision.HIGHEST
         bins = bins.astype(part.logs.dtype)
         return jnp.einsum("...ts,tsw->...wt", part.weights, bins, precision=highest)
 
-    return found.problem.restored(over_tiles(found, function, edges, NEITHER, QUERIES))
+    return found.call.restored(over_tiles(found, function, edges, NEITHER, QUERIES))
 
 
 def distance_quantile(found: Map, fraction: Array) -> Int[Array, "*B T N"]:
     """Returns the least distance within which that fraction of the weight is."""
-    found, grid = lax.stop_gradient(found), found.problem.grid
+    found, grid = lax.stop_gradient(found), found.call.grid
     ends = (found.offset - grid.num_keys + 1, found.offset + grid.num_queries - 1)
-    width = max(map(abs, ends)) + 1
+    is_known = all(isinstance(end, int) for end in ends)
+    width = max(map(abs, ends)) + 1 if is_known else 2**31
 
     steps = []
     while width > 1:
@@ -225,13 +225,13 @@ def distance_quantile(found: Map, fraction: Array) -> Int[Array, "*B T N"]:
     low = jnp.full(found.lse.shape, -1, jnp.int32)
     low, _ = lax.scan(narrow, low, jnp.asarray(steps, jnp.int32))
     quantile = jnp.where(jnp.isneginf(found.lse), -1, low + 1)
-    return found.problem.restored(quantile[..., None, :])[..., 0]
+    return found.call.restored(quantile[..., None, :])[..., 0]
 
 
 def mass_on(found: Map, positions: Int[Array, "*B T W"]) -> Float[Array, "*B T N"]:
     """Returns the weight on positions; negative ones are none."""
     positions = jnp.swapaxes(positions, -1, -2)[..., None, None, :, :]
-    positions = pad(found.problem.grid, positions, QUERIES)
+    positions = pad(found.call.grid, positions, QUERIES)
     return of_queries(
         found, lambda part, at: jnp.sum(weights_at(part, at), axis=-2), positions, QUERIES
     )
@@ -254,42 +254,37 @@ def top_keys(found: Map, k: int) -> tuple[Int[Array, "*B T N k"], Float[Array, "
     """Returns the indices and weights of the k keys of greatest weight."""
     indices, weights = ranked(lax.stop_gradient(found), k)
     weights = as_found(found, indices, weights)
-    return found.problem.restored(indices), found.problem.restored(weights)
+    return found.call.restored(indices), found.call.restored(weights)
 
 
 def ranked(found: Map, k: int) -> tuple[Int[Array, "*B K G k T"], Float[Array, "*B K G k T"]]:
     """Returns the indices and weights of the k greatest scores, by merging those of tiles."""
-    problem, grid = found.problem, found.problem.grid
+    call, grid = found.call, found.call.grid
     *batch, group_size, num_queries = found.lse.shape
-    nobody = jnp.int32(grid.num_keys)
+    dtype, nobody = found.lse.dtype, jnp.asarray(grid.num_keys, jnp.int32)
 
-    def start(_):
+    def start():
         shape = (*batch, group_size * grid.query_side, k)
-        return jnp.full(shape, -jnp.inf, found.lse.dtype), jnp.full(shape, nobody)
+        return jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, nobody)
 
-    def visit(tile: Tile, row, ranked):
-        parts = jax.tree.map(
-            lambda x, axes: cut(grid, x, axes, tile.i, tile.j), found.inputs, axes_of(found.inputs)
-        )
-        scores, _ = tile_scores(problem, found.context, tile, parts)
+    def visit(tile: Tile, parts: Inputs, best):
+        scores, _ = call.scores(found.context, tile, parts)
         scores, at = lax.top_k(scores, min(k, grid.key_side))
         at = at + tile.j * grid.key_side
         at = jnp.where(jnp.isneginf(scores), nobody, at).astype(jnp.int32)
         # By score, then by index, since tiles do not come in the order of their keys.
         scores, at = (
-            jnp.concatenate(pair, axis=-1) for pair in zip(row, (scores, at), strict=True)
+            jnp.concatenate(pair, axis=-1) for pair in zip(best, (scores, at), strict=True)
         )
         descending, at = lax.sort((-scores, at), num_keys=2)
-        return (-descending[..., :k], at[..., :k]), ranked
+        return -descending[..., :k], at[..., :k]
 
-    def finish(i, row, ranked):
-        row = (ungroup_queries(jnp.swapaxes(x, -1, -2), group_size) for x in row)
-        return tuple(put(grid, x, part, QUERIES, i, 0) for x, part in zip(ranked, row, strict=True))
+    def finish(best):
+        return tuple(ungroup_queries(jnp.swapaxes(x, -1, -2), group_size) for x in best)
 
     shape = (*batch, k, group_size, num_queries)
-    ranked = jnp.zeros(shape, found.lse.dtype), jnp.zeros(shape, jnp.int32)
-    kinds = None if problem.kind is None else functools.partial(problem.kinds, found.context)
-    ranked = sweep(grid, kinds, start, visit, finish, ranked)
+    zeros = jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
+    ranked = call.sweep(found.context, found.inputs, start, visit, finish, zeros)
     scores, indices = (jnp.swapaxes(x, -2, -3) for x in ranked)
     weights = jnp.exp(scores - softmax_state.finite(found.lse)[..., None, :])
     return jnp.where(jnp.isneginf(scores), -1, indices), weights
@@ -318,10 +313,10 @@ def as_found_jvp(primals, tangents):
 
 def column_sums(found: Map) -> Float[Array, "*B S N"]:
     """Returns ``sum_i p_ij``."""
-    problem = found.problem
+    call = found.call
     summed = over_tiles(found, lambda part, _: jnp.sum(part.weights, axis=-2), (), (), KEYS)
-    summed = jnp.reshape(summed, (*problem.batch, problem.num_heads, summed.shape[-1]))
-    return jnp.swapaxes(summed[..., : problem.grid.num_keys], -1, -2)
+    summed = jnp.reshape(summed, (*call.batch, call.num_heads, summed.shape[-1]))
+    return jnp.swapaxes(summed[..., : call.grid.num_keys], -1, -2)
 
 
 def summary(found: Map) -> dict[str, Float[Array, "*B T N"]]:

@@ -15,26 +15,31 @@ from jaxtyping import Array, Int
 
 
 class Indices(NamedTuple):
-    """The indices of a tile: integer arrays that broadcast to ``[*B, N, t, s]``."""
+    """The indices of a tile: integer arrays, each with all axes of ``[*B, N, t, s]``, most of 1."""
 
     batch: tuple[Int[Array, "..."], ...]
-    """One array for each leading axis, of shape ``[B, 1, 1, 1]`` for the last of them."""
-    head: Int[Array, "N 1 1"]
+    """One array for each leading axis, of shape ``[..., B, 1, 1, 1]`` for the last of them."""
+    head: Int[Array, "... N 1 1"]
     """The query head."""
-    query: Int[Array, "t 1"]
+    query: Int[Array, "... t 1"]
     """Consecutive."""
-    key: Int[Array, "1 s"]
+    key: Int[Array, "... 1 s"]
     """Consecutive."""
+
+    @property
+    def axes(self) -> int:
+        """How many axes ``[*B, N, t, s]`` has."""
+        return self.query.ndim
 
     @property
     def queries(self) -> Int[Array, "t"]:
         """The indices of the queries, as a vector."""
-        return self.query[:, 0]
+        return jnp.reshape(self.query, -1)
 
     @property
     def keys(self) -> Int[Array, "s"]:
         """The indices of the keys, as a vector."""
-        return self.key[0]
+        return jnp.reshape(self.key, -1)
 
 
 def tile_indices(
@@ -48,13 +53,19 @@ def tile_indices(
       queries: consecutive indices of queries.
       keys: consecutive indices of keys.
     """
-    axes = len(batch)
+    axes = len(batch) + 3
+
+    def along(axis, indices):
+        return jnp.reshape(indices, [-1 if n == axis else 1 for n in range(axes)])
+
     return Indices(
-        batch=tuple(
-            jnp.arange(length).reshape([-1] + [1] * (axes - axis + 2))
-            for axis, length in enumerate(batch)
-        ),
-        head=jnp.arange(num_heads)[:, None, None],
-        query=queries[:, None],
-        key=keys[None, :],
+        batch=tuple(along(axis, jnp.arange(length)) for axis, length in enumerate(batch)),
+        head=along(axes - 3, jnp.arange(num_heads)),
+        query=along(axes - 2, queries),
+        key=along(axes - 1, keys),
     )
+
+
+def expand(x: Array, axes: int) -> Array:
+    """Returns ``x`` with that many axes, of 1 before its own."""
+    return jnp.reshape(x, (1,) * (axes - x.ndim) + x.shape)

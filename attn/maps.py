@@ -40,7 +40,7 @@ def attention_weights(
     mask: Bool[Array, "..."] | Mask | None = None,
     **options: Unpack[Options],
 ) -> Float[Array, "*B N T S"]:
-    """Returns the weights ``softmax(scale Q K^T + bias)``, the attention map.
+    """Returns the weights ``softmax(score(scale Q K^T + bias))``, the attention map.
 
     For looking at: O(T S H) time and O(T S) memory a head. Arguments, options and errors are those
     of ``dot_product_attention``.

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from attn.indices import Indices
+from attn import fields
+from attn.indices import Indices, expand
 
 Class = TypeVar("Class", bound=type)
 
@@ -93,13 +93,20 @@ class Mask:
           batch: which index of every leading axis to draw; of those left out, the first.
           head: which query head to draw.
           width: the greatest number of lines, and of characters in a line.
+
+        Raises:
+          ValueError: if a size is less than 1, or the mask has arrays for fewer positions.
         """
+        for name, x in (("num_queries", num_queries), ("num_keys", num_keys), ("width", width)):
+            fields.count(name, x, 1)
+        whole = _indices_at(batch, head, jnp.arange(num_queries), jnp.arange(num_keys))
+        jax.eval_shape(lambda: self.allow(whole))
         side = -(-max(num_queries, num_keys) // width)
         starts = np.arange(0, num_keys, side)
         lines = []
         for start in range(0, num_queries, side):
             queries = jnp.arange(start, min(start + side, num_queries))
-            allowed = _allowed_at(self, batch, head, queries[:, None], jnp.arange(num_keys)[None])
+            allowed = _allowed_at(self, batch, head, queries, jnp.arange(num_keys))
             counts = np.add.reduceat(np.sum(allowed, axis=0), starts)
             areas = queries.size * np.diff(starts, append=num_keys)
             cells = np.where(counts == 0, "·", np.where(counts == areas, "█", "▒"))
@@ -131,7 +138,7 @@ class Mask:
             value = getattr(self, field.name)
             is_default = isinstance(value, int | None) and value == field.default
             if field.repr and not is_default:
-                shown.append(f"{field.name}={_show(value)}")
+                shown.append(f"{field.name}={fields.show(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _set(self, **fields: Any) -> None:
@@ -189,6 +196,9 @@ class _Pair(Mask):
     left: Mask
     right: Mask
 
+    def __post_init__(self):
+        _check_masks(self, "left", "right")
+
     def pad(self, num_queries, num_keys):
         return type(self)(*(x.pad(num_queries, num_keys) for x in (self.left, self.right)))
 
@@ -233,6 +243,9 @@ class Not(Mask):
 
     mask: Mask
 
+    def __post_init__(self):
+        _check_masks(self, "mask")
+
     def allow(self, indices):
         return ~self.mask.allow(indices)
 
@@ -253,42 +266,31 @@ class Not(Mask):
         return f"~{_within(self.mask, And, Or)}"
 
 
+def _check_masks(composed: Mask, *names: str) -> None:
+    for name in names:
+        if not isinstance(x := getattr(composed, name), Mask):
+            raise TypeError(f"{type(composed).__name__}.{name} is {x!r}; expected a mask")
+
+
 def _within(mask: Mask, *looser: type) -> str:
     """Returns the mask as an operand, in parentheses if it is of operators that bind less."""
     return f"({mask!r})" if isinstance(mask, looser) else repr(mask)
 
 
-class _Verbatim(str):
-    """A string that is shown without quotes."""
-
-    __repr__ = str.__str__
-
-
-def _show(tree: Any) -> str:
-    """Returns a field as text: arrays by dtype and shape, single numbers by their value."""
-
-    def leaf(x):
-        if callable(x):
-            return getattr(x, "__name__", type(x).__name__)
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            return repr(x)
-        is_concrete = hasattr(x, "item") and not isinstance(x, Tracer)
-        if is_concrete and x.shape == ():
-            return repr(x.item())
-        return f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
-
-    return repr(jax.tree.map(lambda x: _Verbatim(leaf(x)), tree))
+def _indices_at(batch: tuple[int, ...], head: int, queries: Array, keys: Array) -> Indices:
+    """Returns the indices of one query head of one index of the leading axes."""
+    place = (jnp.asarray(x) for x in (*batch, head))
+    one = [expand(x, 3 + len(batch)) for x in (*place, queries[:, None], keys[None])]
+    return Indices(tuple(one[:-3]), *one[-3:])
 
 
 def _allowed_at(
-    mask: Mask, batch: tuple[int, ...], head: int, query: Array, key: Array
+    mask: Mask, batch: tuple[int, ...], head: int, queries: Array, keys: Array
 ) -> np.ndarray:
     """Returns what one query head of one index of the leading axes allows, ``[t, s]``."""
-    one = [jnp.reshape(x, [1] * (3 + n)) for n, x in enumerate((head, *reversed(batch)))]
-    indices = Indices(tuple(reversed(one[1:])), one[0], query, key)
-    allowed = np.asarray(mask.allow(indices))
-    shape = np.broadcast_shapes(allowed.shape, (query.size, key.size))
+    allowed = np.asarray(mask.allow(_indices_at(batch, head, queries, keys)))
+    shape = np.broadcast_shapes(allowed.shape, (queries.size, keys.size))
     lengths = shape[:-2]
-    wanted = ((0,) * len(lengths) + (*batch, head))[len(one) :]
+    wanted = ((0,) * len(lengths) + (*batch, head))[-len(lengths) :] if lengths else ()
     picked = tuple(0 if n == 1 else x for n, x in zip(lengths, wanted, strict=True))
     return np.broadcast_to(allowed, shape)[picked]

@@ -27,8 +27,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from attn import mask_fields
-from attn.indices import Indices, tile_indices
+from attn import fields
+from attn.indices import Indices, expand, tile_indices
 from attn.mask_algebra import And, Mask, Not, Or, TileKind, mask_class
 
 __all__ = [
@@ -66,13 +66,13 @@ class Window(Mask):
 
     def __post_init__(self):
         self._set(
-            left=mask_fields.limit("Window.left", self.left),
-            right=mask_fields.limit("Window.right", self.right),
-            offset=mask_fields.constant_or_integers("Window.offset", self.offset),
+            left=fields.limit("Window.left", self.left),
+            right=fields.limit("Window.right", self.right),
+            offset=fields.constant_or_integers("Window.offset", self.offset),
         )
 
     def allow(self, indices):
-        ahead = indices.key - indices.query - _over_tile(self.offset)
+        ahead = indices.key - indices.query - _of_batch(self.offset, indices)
         allowed = jnp.ones(ahead.shape, bool)
         if self.left is not None:
             allowed &= ahead >= -self.left
@@ -92,7 +92,7 @@ class Window(Mask):
         return _for_all(empty, full)
 
     def check(self, batch, num_heads, num_queries, num_keys):
-        mask_fields.check_integers("Window.offset", self.offset, batch)
+        fields.check_integers("Window.offset", self.offset, batch)
 
     def __repr__(self):
         shown = super().__repr__()
@@ -120,12 +120,12 @@ class Strided(Mask):
 
     def __post_init__(self):
         self._set(
-            stride=mask_fields.count("Strided.stride", self.stride, 1),
-            phase=mask_fields.constant_or_integers("Strided.phase", self.phase),
+            stride=fields.count("Strided.stride", self.stride, 1),
+            phase=fields.constant_or_integers("Strided.phase", self.phase),
         )
 
     def allow(self, indices):
-        return (indices.key - indices.query + _over_tile(self.phase)) % self.stride == 0
+        return (indices.key - indices.query + _of_batch(self.phase, indices)) % self.stride == 0
 
     def tile(self, indices):
         # The differences in a tile are all those between its corners.
@@ -135,7 +135,7 @@ class Strided(Mask):
         return _for_all(~holds_multiple, holds_multiple if is_uniform else False)
 
     def check(self, batch, num_heads, num_queries, num_keys):
-        mask_fields.check_integers("Strided.phase", self.phase, batch)
+        fields.check_integers("Strided.phase", self.phase, batch)
 
 
 def Dilated(
@@ -146,11 +146,9 @@ def Dilated(
     A window with gaps, ``left`` and ``right`` the numbers of keys seen on each side; None is no
     limit. See Beltagy et al., arXiv 2004.05150, section 3.1.
     """
-    dilation = mask_fields.count("Dilated.dilation", dilation, 1)
-    left, right = (
-        mask_fields.limit(f"Dilated.{n}", x) for n, x in (("left", left), ("right", right))
-    )
-    offset = mask_fields.integers("Dilated.offset", offset)
+    dilation = fields.count("Dilated.dilation", dilation, 1)
+    left, right = (fields.limit(f"Dilated.{n}", x) for n, x in (("left", left), ("right", right)))
+    offset = fields.integers("Dilated.offset", offset)
     # The limits are multiples of the dilation: a tile that reaches into the window and holds a
     # multiple holds one in the window. So for one offset nothing is lost between the two claims.
     window = Window(
@@ -177,13 +175,13 @@ class Segments(Mask):
 
     def __post_init__(self):
         self._set(
-            query=mask_fields.integers("Segments.query", self.query),
-            key=mask_fields.integers("Segments.key", self.key),
+            query=fields.integers("Segments.query", self.query),
+            key=fields.integers("Segments.key", self.key),
         )
 
     def allow(self, indices):
         query, key = self._ids(indices)
-        return query[..., None, :, None] == key[..., None, None, :]
+        return query[..., :, None] == key[..., None, :]
 
     def tile(self, indices):
         query, key = self._ids(indices)
@@ -204,9 +202,9 @@ class Segments(Mask):
         )
 
     def check(self, batch, num_heads, num_queries, num_keys):
-        mask_fields.check_integers("Segments.query", self.query, batch, T=num_queries)
+        fields.check_integers("Segments.query", self.query, batch, T=num_queries)
         if self.key is not None:
-            mask_fields.check_integers("Segments.key", self.key, batch, S=num_keys)
+            fields.check_integers("Segments.key", self.key, batch, S=num_keys)
         elif num_queries != num_keys:
             raise ValueError(
                 f"mask Segments.key is None; expected the ids of the S = {num_keys} keys, as there "
@@ -214,9 +212,11 @@ class Segments(Mask):
             )
 
     def _ids(self, indices: Indices) -> tuple[Array, Array]:
-        """Returns the ids of the tile's queries and of its keys."""
+        """Returns the ids of the tile's queries, ``[*B, 1, t]``, and of its keys."""
         key = self.query if self.key is None else self.key
-        return _cut(self.query, indices.queries, -1), _cut(key, indices.keys, -1)
+        query, key = _cut(self.query, indices.queries, -1), _cut(key, indices.keys, -1)
+        query, key = (expand(x[..., None, :], indices.axes - 1) for x in (query, key))
+        return query, key
 
 
 @mask_class
@@ -231,16 +231,16 @@ class Lengths(Mask):
 
     def __post_init__(self):
         self._set(
-            query=mask_fields.integers("Lengths.query", self.query),
-            key=mask_fields.integers("Lengths.key", self.key),
+            query=fields.integers("Lengths.query", self.query),
+            key=fields.integers("Lengths.key", self.key),
         )
 
     def allow(self, indices):
-        allowed = jnp.ones((indices.query.size, indices.key.size), bool)
+        allowed = jnp.ones_like(indices.query + indices.key, bool)
         if self.query is not None:
-            allowed &= indices.query < _over_tile(self.query)
+            allowed &= indices.query < _of_batch(self.query, indices)
         if self.key is not None:
-            allowed &= indices.key < _over_tile(self.key)
+            allowed &= indices.key < _of_batch(self.key, indices)
         return allowed
 
     def tile(self, indices):
@@ -254,7 +254,7 @@ class Lengths(Mask):
     def check(self, batch, num_heads, num_queries, num_keys):
         for name in ("query", "key"):
             if getattr(self, name) is not None:
-                mask_fields.check_integers(f"Lengths.{name}", getattr(self, name), batch)
+                fields.check_integers(f"Lengths.{name}", getattr(self, name), batch)
 
 
 @mask_class
@@ -264,16 +264,16 @@ class Prefix(Mask):
     length: Int[Array, "*B"] | int
 
     def __post_init__(self):
-        self._set(length=mask_fields.integers("Prefix.length", self.length))
+        self._set(length=fields.integers("Prefix.length", self.length))
 
     def allow(self, indices):
-        return indices.key < _over_tile(self.length)
+        return indices.key < _of_batch(self.length, indices)
 
     def tile(self, indices):
         return _for_all(indices.keys[0] >= self.length, indices.keys[-1] < self.length)
 
     def check(self, batch, num_heads, num_queries, num_keys):
-        mask_fields.check_integers("Prefix.length", self.length, batch)
+        fields.check_integers("Prefix.length", self.length, batch)
 
 
 @mask_class
@@ -283,7 +283,7 @@ class Dense(Mask):
     array: Bool[Array, "..."]
 
     def __post_init__(self):
-        self._set(array=mask_fields.array(self.array))
+        self._set(array=fields.array(self.array))
 
     def allow(self, indices):
         tile = jnp.asarray(self.array)
@@ -291,7 +291,7 @@ class Dense(Mask):
         for axis, along in ((-2, indices.queries), (-1, indices.keys)):
             if tile.shape[axis] != 1:
                 tile = _cut(tile, along, axis)
-        return tile
+        return expand(tile, indices.axes)
 
     def pad(self, num_queries, num_keys):
         shape, lengths = self.array.shape, {-2: num_queries, -1: num_keys}
@@ -307,7 +307,7 @@ class Dense(Mask):
                 f"mask Dense.array has dtype {x.dtype}; expected bool, True where a query may "
                 "attend (scores to add are a bias)"
             )
-        if not mask_fields.broadcasts(x.shape, expected):
+        if not fields.broadcasts(x.shape, expected):
             raise ValueError(
                 f"mask Dense.array has shape {x.shape}; expected one broadcastable to "
                 f"[*B, N, T, S] = {expected}"
@@ -320,8 +320,9 @@ class Where(Mask):
 
     ``function(indices)`` returns booleans that broadcast to ``[*B, N, t, s]``, as the indices do
     (``attn.indices``). With ``params``, a pytree of arrays, it is ``function(indices, params)``,
-    and the arrays can be mapped as those of any mask. It may close over arrays instead; but it is
-    part of the program, and another function is compiled anew. It is asked past T and S too.
+    and the arrays can be mapped as those of any mask. It may close over arrays instead. Outside of
+    ``jit`` it is traced at every call; only one that does something else is compiled anew. It is
+    asked past T and S too.
 
     ``tile``, called as the function is, returns whether a tile is (surely empty, surely full);
     without it all pairs of a tile are looked at, which is cheaper than to compute it in vain.
@@ -358,22 +359,28 @@ class Where(Mask):
         self._set(function=function, params=params, rule=tile)
 
     def allow(self, indices):
-        return jnp.asarray(self._call(self.function, indices))
+        allowed = self._answer(indices)
+        return expand(allowed, max(allowed.ndim, indices.axes))
 
     def tile(self, indices):
         if self.rule is None:
             return super().tile(indices)
-        return TileKind(*self._call(self.rule, indices))
+        kind = self._call(self.rule, indices)
+        if not isinstance(kind, tuple) or len(kind) != 2:
+            raise TypeError(
+                f"mask {self!r} returned {kind!r} of a tile; expected (surely empty, surely full)"
+            )
+        return TileKind(*kind)
 
     def check(self, batch, num_heads, num_queries, num_keys):
         t, s = 2, 3
         indices = tile_indices(batch, num_heads, jnp.arange(t), jnp.arange(s))
         # A new function for every trace: JAX remembers traces, and with them closed-over tracers.
-        found = jax.eval_shape(lambda mask, at: mask.allow(at), self, indices)
+        found = jax.eval_shape(lambda mask, at: mask._answer(at), self, indices)
         expected = (*batch, num_heads, t, s)
         if found.dtype != bool:
             raise TypeError(f"mask {self!r} returned dtype {found.dtype}; expected bool")
-        if not mask_fields.broadcasts(found.shape, expected):
+        if not fields.broadcasts(found.shape, expected):
             raise ValueError(
                 f"mask {self!r} returned shape {found.shape}; expected one broadcastable to "
                 f"[*B, N, t, s] = {expected}, for a tile of {t} queries and {s} keys"
@@ -386,13 +393,21 @@ class Where(Mask):
                     f"{flag.dtype}; expected a single bool, for all batches and heads"
                 )
 
+    def _answer(self, indices: Indices) -> Array:
+        allowed = self._call(self.function, indices)
+        if not hasattr(allowed, "dtype") and not isinstance(allowed, bool):
+            raise TypeError(f"mask {self!r} returned {allowed!r}; expected an array of bool")
+        return jnp.asarray(allowed)
+
     def _call(self, function: Callable[..., Any], indices: Indices) -> Any:
-        return function(indices) if self.params is None else function(indices, self.params)
+        if self.params is None:
+            return function(indices)
+        return function(indices, fields.on_device(self.params))
 
 
-def _over_tile(x: Any) -> Any:
-    """Returns integers of ``[*B]`` so that they broadcast against ``[*B, N, t, s]``."""
-    return x if isinstance(x, int) else jnp.asarray(x)[..., None, None, None]
+def _of_batch(x: Any, indices: Indices) -> Any:
+    """Returns integers of ``[*B]`` as ``[*B, 1, 1, 1]``."""
+    return x if isinstance(x, int) else expand(jnp.asarray(x)[..., None, None, None], indices.axes)
 
 
 def _ahead_at_corners(indices: Indices) -> tuple[Array, Array]:
@@ -407,6 +422,9 @@ def _for_all(empty: Any, full: Any) -> TileKind:
 
 
 def _cut(x: Any, along: Int[Array, "n"], axis: int) -> Array:
+    length = x.shape[axis]
+    if isinstance(length, int) and length < along.size:
+        raise ValueError(f"a mask of {length} positions is asked about {along.size} of them")
     return lax.dynamic_slice_in_dim(jnp.asarray(x), along[0], along.size, axis)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from attn import dropout, softmax_state
+from attn.dtypes import accumulated
 from attn.indices import Indices, tile_indices
 from attn.masks import Mask
 from attn.scores import Score
@@ -99,7 +100,7 @@ def all_indices(query: Float[Array, "*B T N H"], key: Float[Array, "*B S K H"]) 
 
 def allowed_pairs(mask: Mask | None, indices: Indices) -> Bool[Array, "..."]:
     """Returns the mask as an array broadcastable to ``[*B, N, T, S]``, with axes of T and S."""
-    all_pairs = jnp.ones((1, indices.query.shape[0], indices.key.shape[1]), bool)
+    all_pairs = jnp.ones_like(indices.query + indices.key, bool)
     return all_pairs if mask is None else all_pairs & mask.allow(indices)
 
 
@@ -122,4 +123,4 @@ def _per_query_head(x: Float[Array, "*B S K W"], num_heads: int) -> Float[Array,
 
 
 def _accumulated(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulated(x.dtype))

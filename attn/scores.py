@@ -15,17 +15,16 @@ Query i stands at key ``i + offset``: an offset of 0 aligns the first query with
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from attn.indices import Indices, tile_indices
+from attn import fields, positions
+from attn.indices import Indices, expand, tile_indices
 
 
 class Score:
@@ -68,12 +67,12 @@ class Score:
         """
 
         # Indices are not known, and the sides are not those of the whole, as in most tiles.
-        def tile(score, scores, first):
+        def tile(scores, first):
             queries, keys = (first + jnp.arange(size) for size in scores.shape[-2:])
-            return score(scores, tile_indices(tuple(batch), num_heads, queries, keys))
+            return self(scores, tile_indices(tuple(batch), num_heads, queries, keys))
 
         scores = jax.ShapeDtypeStruct((*batch, num_heads, 2, 3), dtype)
-        result = jax.eval_shape(tile, self, scores, jax.ShapeDtypeStruct((), jnp.int32))
+        result = jax.eval_shape(tile, scores, jax.ShapeDtypeStruct((), jnp.int32))
         if not isinstance(result, jax.ShapeDtypeStruct):
             raise TypeError(f"{self!r} returns {result!r}; expected an array")
         if result.shape != scores.shape:
@@ -88,8 +87,8 @@ class Score:
             )
 
     def __repr__(self):
-        fields = ", ".join(f"{name}={_show(value)}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({fields})"
+        shown = ", ".join(f"{name}={fields.show(value)}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({shown})"
 
 
 def _static(default: Any) -> Any:
@@ -117,7 +116,7 @@ class SoftCap(Score):
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
         _check_of_heads("SoftCap.cap", self.cap, num_heads)
-        if _is_known(self.cap):
+        if fields.is_known(self.cap):
             caps = np.asarray(self.cap, np.float64)
             if not np.all((caps > 0) & np.isfinite(caps)):
                 raise ValueError(f"SoftCap.cap is {self.cap}; expected it finite and above 0")
@@ -131,7 +130,8 @@ class ALiBi(Score):
     The paper's attention is causal, where the distance is ``i + offset - j``.
 
     Attributes:
-      slopes: ``[N]``; those of the paper, which it does not learn, are ``alibi_slopes(N)``.
+      slopes: ``[N]``; those of the paper, which it does not learn, are
+        ``attn.positions.alibi_slopes(N)``.
       offset: where query 0 stands among the keys.
 
     References:
@@ -149,27 +149,8 @@ class ALiBi(Score):
         return scores - _of_heads(self.slopes, indices, scores.dtype) * distances
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
-        _check_type("ALiBi.slopes", self.slopes, float, jnp.floating)
-        _check_shape("ALiBi.slopes", self.slopes, [(num_heads,)], "one for each head")
-
-
-def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
-    """Returns the slopes of the ALiBi paper, in float32.
-
-    For N a power of 2, ``2^(-8 h / N)`` for h = 1 ... N. For any other, those of the power of 2
-    below it, P, followed by the first, third, fifth and so on of those of 2 P, as the authors do.
-
-    Raises:
-      ValueError: if ``num_heads`` is less than 1.
-
-    References:
-      Press et al., arXiv 2108.12409, section 3, and ``get_slopes`` in their code for other N.
-    """
-    if num_heads < 1:
-        raise ValueError(f"num_heads is {num_heads}; expected 1 or more")
-    power = 2 ** (num_heads.bit_length() - 1)
-    steps = np.concatenate([np.arange(1, power + 1), np.arange(power) + 0.5])[:num_heads]
-    return jnp.asarray(2.0 ** (-8 * steps / power), jnp.float32)
+        fields.check_type("ALiBi.slopes", self.slopes, float, jnp.floating)
+        fields.check_shape("ALiBi.slopes", self.slopes, [(num_heads,)], "one for each head")
 
 
 @jax.tree_util.register_dataclass
@@ -179,9 +160,10 @@ class RelativeBias(Score):
 
         s' = s + table[bucket(j - i - offset), h]
 
-    with the ``relative_buckets`` of the distances. The bias of a tile is the same along each of its
-    diagonals, so it is looked up t + s - 1 times a head, and the gradient is summed along diagonals
-    before it is scattered into the table. T5 itself does not scale its scores (``scale=1``).
+    with the ``attn.positions.relative_buckets`` of the distances. The bias of a tile is the same
+    along each of its diagonals, so it is looked up t + s - 1 times a head, and the gradient is
+    summed along diagonals before it is scattered into the table. T5 itself does not scale its
+    scores (``scale=1``).
 
     Attributes:
       table: ``[num_buckets, N]``.
@@ -210,99 +192,28 @@ class RelativeBias(Score):
     def __call__(self, scores, indices):
         queries, keys = indices.queries, indices.keys
         diagonals = jnp.arange(queries.size + keys.size - 1)
-        buckets = relative_buckets(
+        buckets = positions.relative_buckets(
             keys[0] - queries[-1] - self.offset + diagonals,
             self.table.shape[0],
             bidirectional=self.bidirectional,
             max_distance=self.max_distance,
         )
-        biases = jnp.asarray(self.table, scores.dtype)[buckets, indices.head[..., 0]]
-        return scores + _along_diagonals(biases, queries.size)
+        heads = jnp.reshape(indices.head, (-1, 1))
+        biases = jnp.asarray(self.table, scores.dtype)[buckets[None], heads]
+        return scores + expand(_along_diagonals(biases, queries.size), scores.ndim)
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
-        _check_type("RelativeBias.table", self.table, float, jnp.floating)
+        fields.check_type("RelativeBias.table", self.table, float, jnp.floating)
         num_buckets = jnp.shape(self.table)[0] if jnp.ndim(self.table) else 32
         expected = [(num_buckets, num_heads)]
-        _check_shape("RelativeBias.table", self.table, expected, "one for each bucket and head")
+        fields.check_shape(
+            "RelativeBias.table", self.table, expected, "one for each bucket and head"
+        )
         try:
-            _bucket_starts(num_buckets, self.bidirectional, self.max_distance)
+            positions.bucket_starts(num_buckets, self.bidirectional, self.max_distance)
         except ValueError as error:
             shape = self.table.shape
             raise ValueError(f"RelativeBias.table has shape {shape}: {error}") from None
-
-
-def relative_buckets(
-    distances: Int[Array, "..."],
-    num_buckets: int = 32,
-    *,
-    bidirectional: bool = True,
-    max_distance: int = 128,
-) -> Int[Array, "..."]:
-    """Returns the T5 bucket of each distance: one each for the near, logarithmic for the far.
-
-    For a key n positions before its query, with M buckets of which the first E = M // 2 are exact,
-
-        bucket(n) = n                                                         for n < E
-                    min(E + floor((M - E) log(n / E) / log(max_distance / E)), M - 1)   else
-
-    If bidirectional, M is half of the buckets and keys n > 0 positions after their query have the
-    other half, ``M + bucket(n)``; if not, these keys all have bucket 0.
-
-    The floor is that of the real number: the distances at which buckets start are found once, in
-    exact integers, so a bucket depends neither on a rounding nor on the tile that asks. At 32
-    buckets and a distance of 128 these are the buckets of T5's own float32 formula, and elsewhere
-    too but for an occasional quotient of logarithms that should be an integer and rounds below it
-    (48 one-way buckets, ``max_distance`` 81, n = 36).
-
-    Args:
-      distances: ``j - i``, key minus query.
-      num_buckets: at least 2, or an even number of at least 4 if bidirectional.
-      bidirectional: whether the sign of a distance counts.
-      max_distance: greater than E.
-
-    Returns:
-      Integers in ``[0, num_buckets)``.
-
-    Raises:
-      ValueError: if ``num_buckets`` or ``max_distance`` is out of range.
-
-    References:
-      Raffel et al., arXiv 1910.10683, section 2.1; the formula is that of their code.
-    """
-    starts = _bucket_starts(num_buckets, bidirectional, max_distance)
-    before = jnp.abs(distances) if bidirectional else jnp.maximum(-distances, 0)
-    buckets = jnp.sum(before[..., None] >= starts, axis=-1)
-    if bidirectional:
-        buckets += jnp.where(distances > 0, num_buckets // 2, 0)
-    return buckets
-
-
-@functools.lru_cache
-def _bucket_starts(
-    num_buckets: int, bidirectional: bool, max_distance: int
-) -> Int[np.ndarray, "starts"]:
-    """Returns the least distance of each bucket but the first, ascending."""
-    least = 4 if bidirectional else 2
-    if num_buckets < least or (bidirectional and num_buckets % 2):
-        expected = f"an even number of at least {least}" if bidirectional else f"at least {least}"
-        raise ValueError(f"num_buckets is {num_buckets}; expected {expected}")
-    side = num_buckets // 2 if bidirectional else num_buckets
-    exact = side // 2
-    if max_distance <= exact:
-        raise ValueError(
-            f"max_distance is {max_distance}; expected more than {exact}, the number of distances "
-            "that have a bucket of their own"
-        )
-    starts = list(range(1, exact + 1))
-    steps = side - exact
-    for step in range(1, steps):
-        # n >= exact (max_distance / exact)^(step / steps), without a root
-        power = max_distance**step * exact ** (steps - step)
-        start = max(int(exact * (max_distance / exact) ** (step / steps)) - 1, starts[-1])
-        while start**steps < power:
-            start += 1
-        starts.append(start)
-    return np.asarray(starts, np.int32)
 
 
 def _along_diagonals(x: Float[Array, "N d"], num_rows: int) -> Float[Array, "N t s"]:
@@ -364,9 +275,11 @@ class LogLength(Score):
         if self.num_keys is None:
             return
         name, given = "LogLength.num_keys", self.num_keys
-        _check_type(name, given, int, jnp.integer)
-        _check_shape(name, given, [(), tuple(batch)], "one for all or one for each leading index")
-        if _is_known(given) and not np.all(np.asarray(given) >= 1):
+        fields.check_type(name, given, int, jnp.integer)
+        fields.check_shape(
+            name, given, [(), tuple(batch)], "one for all or one for each leading index"
+        )
+        if fields.is_known(given) and not np.all(np.asarray(given) >= 1):
             raise ValueError(f"{name} is {given}; expected 1 or more")
         if self.offset:
             raise ValueError(
@@ -381,9 +294,9 @@ class Function(Score):
     """The user's own: ``s' = function(s, indices, params)``.
 
     It is called on tiles of any size and must be differentiable, treat each pair by itself, and
-    return finite scores of the shape and dtype that it is given. It is part of the structure of
-    the pytree: compiled code is reused for the same function, so define it once. It may close over
-    arrays; what is to be learned belongs in ``params``.
+    return finite scores of the shape and dtype that it is given. It may close over arrays, but what
+    is to be learned belongs in ``params``. Outside of ``jit`` it is traced at every call, and what
+    it reads is read then; a program is compiled anew only if it does something else.
 
     Attributes:
       function: takes scores ``[*B, N, t, s]``, the ``Indices`` of the tile, and ``params``.
@@ -394,14 +307,14 @@ class Function(Score):
       >>> def decay(scores, indices, rate):
       ...     return scores - rate * jnp.log1p(jnp.abs(indices.query - indices.key))
       >>> Function(decay, jnp.float32(0.5))
-      Function(function=decay, params=float32[])
+      Function(function=decay, params=0.5)
     """
 
     function: Callable[..., Any] = dataclasses.field(metadata={"static": True})
     params: PyTree = None
 
     def __call__(self, scores, indices):
-        return self.function(scores, indices, self.params)
+        return self.function(scores, indices, fields.on_device(self.params))
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
         if not callable(self.function):
@@ -413,7 +326,7 @@ class Function(Score):
                 f"Function.function is {self.function!r}; expected it to be hashable"
             ) from None
         for leaf in jax.tree.leaves(self.params):
-            if not _is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
+            if not fields.is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
                 raise TypeError(f"Function.params holds {leaf!r}; expected arrays")
         super().check(batch, num_heads, num_queries, num_keys, dtype)
 
@@ -468,44 +381,10 @@ def _of_heads(parameter: Any, indices: Indices, dtype: DTypeLike) -> Float[Array
 
 
 def _check_of_heads(name: str, value: Any, num_heads: int) -> None:
-    _check_type(name, value, float, jnp.floating)
-    _check_shape(name, value, [(), (num_heads,)], "one for all heads or one for each")
-
-
-def _check_type(name: str, value: Any, scalar: type, kind: Any) -> None:
-    if not _is_array(value) and type(value) is not scalar:
-        raise TypeError(f"{name} is {value!r}; expected of type {scalar.__name__}, or an array")
-    if _is_array(value) and not jnp.issubdtype(value.dtype, kind):
-        raise TypeError(f"{name} has dtype {value.dtype}; expected a kind of {kind.__name__}")
-
-
-def _check_shape(name: str, value: Any, shapes: list[tuple[int, ...]], meaning: str) -> None:
-    if jnp.shape(value) not in shapes:
-        expected = " or ".join(map(str, shapes))
-        raise ValueError(f"{name} has shape {jnp.shape(value)}; expected {expected}, {meaning}")
+    fields.check_type(name, value, float, jnp.floating)
+    fields.check_shape(name, value, [(), (num_heads,)], "one for all heads or one for each")
 
 
 def _check_int(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; expected an int")
-
-
-def _is_array(x: Any) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
-
-
-def _is_known(x: Any) -> bool:
-    """Whether the value can be looked at here and now."""
-    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-
-
-def _show(x: Any) -> str:
-    """Returns ``repr``, with arrays by their dtype and shape and functions by their name."""
-
-    class Text(str):
-        __repr__ = str.__str__
-
-    def leaf(x):
-        return Text(f"{x.dtype.name}[{','.join(map(str, x.shape))}]") if _is_array(x) else x
-
-    return getattr(x, "__name__", None) or repr(jax.tree.map(leaf, x))

@@ -63,13 +63,8 @@ class Case:
     return_residual: bool = False
 
     @property
-    def pairs(self) -> tuple[int, ...]:
-        """``[*B, N, T, S]``, the shape of the scores."""
-        return (*self.batch, self.num_heads, self.num_queries, self.num_keys)
-
-    def inputs(self, seed: str = "") -> dict[str, np.ndarray]:
-        """Returns what a call is differentiable in; the same numbers for the same seed."""
-        rng = np.random.default_rng(zlib.crc32(f"{self}{seed}".encode()))
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what a call is differentiable in."""
         keys = (*self.batch, self.num_keys, self.num_key_heads)
         shapes: dict[str, tuple[int, ...]] = {
             "query": (*self.batch, self.num_queries, self.num_heads, self.head_width),
@@ -78,12 +73,17 @@ class Case:
         }
         if self.bias is not None:
             shapes["bias"] = self.bias
-        dtype = jnp.dtype(self.dtype)
-        return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+        return shapes
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def inputs(self, seed: str = "") -> dict[str, np.ndarray]:
+        """Returns what a call is differentiable in; the same numbers for the same seed."""
+        rng = np.random.default_rng(zlib.crc32(f"{self}{seed}".encode()))
+        dtype = jnp.dtype(self.dtype)
+        return {name: rng.normal(size=shape).astype(dtype) for name, shape in self.shapes.items()}
+
+    def arrays(self) -> dict[str, Any]:
         """Returns all other arrays of the call."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         if self.mask is not None:
             arrays["mask"] = MASKS[self.mask](self, np.random.default_rng(0))
         for name in ("query_seq_lengths", "key_value_seq_lengths"):
@@ -101,7 +101,8 @@ class Case:
     def allowed(self) -> np.ndarray:
         """Returns booleans ``[*B, N, T, S]``: may query i attend to key j."""
         return oracle.allowed_pairs(
-            self.pairs,
+            self.shapes["query"],
+            self.shapes["key"],
             **self.arrays(),
             is_causal=self.is_causal,
             local_window_size=self.local_window_size,

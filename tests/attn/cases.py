@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import attn
-from tests.attn import oracle
+from attn.testing import oracle
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-10}
 """Of values and derivatives of any order in float64, against a formula in float64."""
@@ -122,7 +122,7 @@ def dense_call(case: Case):
 
 def dense(allowed: np.ndarray):
     """Returns the dense formula as a function of a dictionary of inputs."""
-    return lambda inputs: oracle.dense_attention(**inputs, allowed=allowed)
+    return lambda inputs: oracle.dense(**inputs, allowed=allowed)
 
 
 def allowed_pairs(case: Case) -> np.ndarray:

@@ -4,8 +4,9 @@ import functools
 
 import pytest
 
-from attn.blockwise import TileSizes, blockwise_attention
+from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
+from attn.plan import TileSizes
 
 SMALL_TILES = "blockwise in small tiles"
 
@@ -15,7 +16,7 @@ SMALL_TILES = "blockwise in small tiles"
 def pytest_generate_tests(metafunc):
     if "implementation" in metafunc.fixturenames:
         names = [*IMPLEMENTATIONS, SMALL_TILES]
-        if metafunc.module.__name__.endswith("test_features"):
+        if metafunc.module.__name__.endswith(("test_features", "test_strict")):
             # One tile is what the small ones are made of: by default the others speak for it.
             names[0] = pytest.param(names[0], marks=pytest.mark.slow)
         metafunc.parametrize("implementation", names, indirect=True)

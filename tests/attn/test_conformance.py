@@ -9,7 +9,7 @@ import pytest
 
 import attn
 from attn import masks
-from tests.attn import oracle
+from attn.testing import oracle
 from tests.attn.cases import (
     CASES,
     EPSILON,

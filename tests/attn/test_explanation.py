@@ -98,7 +98,7 @@ def test_tiles_are_those_that_are_visited(name):
 
     def report(scores, at, _):
         jax.debug.callback(
-            lambda i, j: visited.update([(int(i), int(j))]), at.query[0, 0], at.key[0, 0]
+            lambda i, j: visited.update([(int(i), int(j))]), at.queries[0], at.keys[0]
         )
         return scores
 

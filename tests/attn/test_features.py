@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import attn
-from attn import masks, scores
-from tests.attn import oracle
+from attn import masks, positions, scores
+from attn.testing import oracle
 from tests.attn.cases import FLOAT64, Case, assert_close, differentiable, jit
 from tests.attn.laws import reversed_second_order, second_order
 
@@ -68,7 +68,7 @@ def tangents_of(inputs):
 @functools.cache
 def expected_under_a_mask(name):
     allowed = np.broadcast_to(MASKS[name][1], (B, N, T, S))
-    attend = lambda inputs: oracle.dense_attention(**inputs, allowed=allowed)  # noqa: E731
+    attend = lambda inputs: oracle.dense(**inputs, allowed=allowed)  # noqa: E731
     return laws_of(attend, differentiable(CASE), second_order)
 
 
@@ -130,7 +130,7 @@ SCORES = {
         lambda s, p: (
             s
             + jnp.moveaxis(
-                p["table"][scores.relative_buckets(jnp.asarray(J - I), 8, max_distance=9)], -1, 0
+                p["table"][positions.relative_buckets(jnp.asarray(J - I), 8, max_distance=9)], -1, 0
             )
         ),
     ),
@@ -147,9 +147,7 @@ def expected_under_a_score(name):
 
     def attend(inputs):
         arrays, moved = split(inputs, params)
-        return oracle.dense_attention(
-            **arrays, allowed=J <= I + 2, change=lambda s: change(s, moved)
-        )
+        return oracle.dense(**arrays, allowed=J <= I + 2, change=lambda s: change(s, moved))
 
     return laws_of(attend, differentiable(CASE) | params, second_order)
 
@@ -212,7 +210,7 @@ def test_sinks_dropout_and_all_else(implementation):
 
     def expected(inputs):
         arrays, params = split(inputs, ("slopes", "sinks"))
-        return oracle.dense_attention(
+        return oracle.dense(
             **arrays,
             allowed=NO_KEY,
             change=lambda s: s + params["slopes"][:, None, None] * np.sin(J),
@@ -294,7 +292,7 @@ def test_vmap_over_what_is_not_an_array_of_the_call(implementation):
         )
 
     def expected(x, query):
-        return oracle.dense_attention(
+        return oracle.dense(
             **(inputs | {"query": query}),
             scale=x["scale"],
             allowed=(x["ids"][:T, None] == x["ids"]) | (x["closed"] > 0.5),
@@ -341,7 +339,7 @@ def test_parts_are_the_whole(with_sinks, implementation):
 
     def whole(inputs):
         allowed = np.broadcast_to((J <= I) & (I != 7), (B, N, T, S))
-        return oracle.dense_attention(**inputs, allowed=allowed, sinks=sinks)
+        return oracle.dense(**inputs, allowed=allowed, sinks=sinks)
 
     expected = laws_of(whole, inputs, second_order)
     for order in ((0, 1, 2), (2, 0, 1)):
@@ -382,7 +380,7 @@ def test_what_a_function_reads_is_read_at_every_call(implementation):
 
     def expected(rate, reach):
         i, j = np.arange(7)[:, None], np.arange(7)
-        return oracle.dense_attention(
+        return oracle.dense(
             *(x, x, x),
             allowed=np.abs(i - j) <= reach,
             change=lambda s: s - rate * np.abs(i - j),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import attn
-from tests.attn import oracle
+from attn.testing import oracle
 from tests.attn.cases import (
     CASES,
     FLOAT32,

@@ -10,7 +10,7 @@ from flax import linen
 
 import attn
 from attn import MultiHeadAttention
-from tests.attn import oracle
+from attn.testing import oracle
 from tests.attn.cases import FLOAT32, assert_close, jit
 
 B, T, S, D, E, N = 2, 13, 17, 11, 7, 3

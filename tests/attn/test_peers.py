@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attn
-from tests.attn import oracle
+from attn.testing import oracle
 from tests.attn.cases import FLOAT32, assert_close, jit
 
 B, T, S, N, K, H = 2, 13, 17, 6, 3, 5

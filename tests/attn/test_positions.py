@@ -1,5 +1,7 @@
 """Position codes against NumPy, and the property that each of them is for."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +101,82 @@ def test_odd_widths_are_refused(width):
         positions.rotary(jnp.zeros((2, 3, width)), jnp.arange(2))
     with pytest.raises(ValueError, match=rf"width is {width}; expected an even number"):
         positions.sinusoidal(jnp.arange(2), width)
+
+
+def t5_buckets(distances, num_buckets, max_distance, bidirectional, epsilon=0.0):
+    """The formula of T5's code, in float32 as there; ``epsilon`` is in some versions of it."""
+    before, offset = -np.asarray(distances), 0
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(before < 0, num_buckets, 0)
+        before = np.abs(before)
+    before = np.maximum(before, 0)
+    exact = num_buckets // 2
+    ratio = np.maximum(before, 1).astype(np.float32) / np.float32(exact) + np.float32(epsilon)
+    step = np.log(ratio) / np.float32(math.log(max_distance / exact))
+    far = exact + (step * np.float32(num_buckets - exact)).astype(np.int32)
+    return offset + np.where(before < exact, before, np.minimum(far, num_buckets - 1))
+
+
+def test_buckets_of_t5():
+    """By hand: 16 buckets a side, 8 of them exact, then two for every doubling of the distance."""
+    known = {0: 0, 1: 1, 7: 7, 8: 8, 11: 8, 12: 9, 15: 9, 16: 10, 22: 10, 23: 11}
+    known |= {31: 11, 32: 12, 45: 12, 46: 13, 63: 13, 64: 14, 90: 14, 91: 15, 128: 15, 10**6: 15}
+    n, buckets = np.array(list(known)), np.array(list(known.values()))
+    np.testing.assert_array_equal(positions.relative_buckets(-n), buckets)
+    np.testing.assert_array_equal(positions.relative_buckets(n), buckets + np.where(n > 0, 16, 0))
+    one_way = positions.relative_buckets(
+        np.array([9, 0, -1, -15, -16, -18, -19, -128, -999]), **ONE_WAY
+    )
+    np.testing.assert_array_equal(one_way, [0, 0, 1, 15, 16, 16, 17, 31, 31])
+
+
+ONE_WAY = {"bidirectional": False}
+
+
+@pytest.mark.parametrize("epsilon", [0.0, np.finfo(np.float32).eps])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(
+    ("num_buckets", "max_distance"), [(32, 128), (32, 256), (64, 128), (16, 1000), (4, 20), (10, 7)]
+)
+def test_buckets_are_those_of_the_float32_formula(
+    num_buckets, max_distance, bidirectional, epsilon
+):
+    distances = np.arange(-1500, 1500)
+    expected = t5_buckets(distances, num_buckets, max_distance, bidirectional, epsilon)
+    actual = positions.relative_buckets(
+        distances, num_buckets, max_distance=max_distance, bidirectional=bidirectional
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_bucket_starts_where_the_logarithm_is_an_integer():
+    """16 exact buckets, then one for every doubling, to distances where float32 has few digits."""
+    starts = 16 * 2 ** np.arange(1, 16)
+    expected = 16 + np.arange(1, 16)
+    options = {**ONE_WAY, "max_distance": 16 * 2**16}
+    np.testing.assert_array_equal(positions.relative_buckets(-starts, 32, **options), expected)
+    np.testing.assert_array_equal(
+        positions.relative_buckets(1 - starts, 32, **options), expected - 1
+    )
+    # log 1.5 / log 1.5^3 is a third, and less than that in float32.
+    assert t5_buckets([-36], 48, 81, False) == 31
+    assert positions.relative_buckets(np.array([-36]), 48, max_distance=81, **ONE_WAY) == 32
+
+
+def slopes_of_the_authors(n):
+    """As the paper's code has it."""
+    if math.log2(n).is_integer():
+        start = 2 ** (-(2 ** -(math.log2(n) - 3)))
+        return [start ** (h + 1) for h in range(n)]
+    power = 2 ** math.floor(math.log2(n))
+    return slopes_of_the_authors(power) + slopes_of_the_authors(2 * power)[0::2][: n - power]
+
+
+def test_alibi_slopes():
+    np.testing.assert_array_equal(positions.alibi_slopes(8), 0.5 ** np.arange(1, 9))
+    for n in (1, 2, 3, 5, 7, 12, 16, 33):
+        assert positions.alibi_slopes(n).dtype == jnp.float32
+        np.testing.assert_allclose(positions.alibi_slopes(n), slopes_of_the_authors(n), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"num_heads is 0; expected 1 or more"):
+        positions.alibi_slopes(0)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import attn
 from attn import masks
-from attn.blockwise import TileSizes, blockwise_attention
+from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
-from tests.attn import oracle
+from attn.plan import TileSizes
+from attn.testing import oracle
 from tests.attn.cases import FLOAT64, assert_close, jit
 from tests.attn.laws import second_order
 
@@ -97,9 +98,7 @@ def test_any_composition_at_every_order(name, call):
     inputs, mask, allowed = call
     with jax.enable_x64(True):
         law = functools.partial(second_order, functools.partial(attend, name, mask))
-        dense = functools.partial(
-            second_order, lambda x: oracle.dense_attention(**x, allowed=allowed)
-        )
+        dense = functools.partial(second_order, lambda x: oracle.dense(**x, allowed=allowed))
         tangents = {k: np.cos(x) for k, x in inputs.items()}
         assert_close(jit(law)(inputs, tangents), jit(dense)(inputs, tangents), **FLOAT64)
 

@@ -111,8 +111,9 @@ FOLDERS = {
     "benchmarks": ("attn", "benchmarks"),
 }
 FROM_THE_GROUND_UP = (
-    *("version", "indices", "softmax_state", "positions", "closures", "dropout", "tiles"),
-    *("mask_fields", "mask_algebra", "masks", "scores", "reference", "blockwise"),
+    *("version", "dtypes", "indices", "softmax_state", "positions", "closures", "dropout"),
+    *("fields", "mask_algebra", "masks", "scores", "reference"),
+    *("tiles", "tile_sum", "plan", "blockwise"),
     *(
         "arguments",
         "dot_product",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attn import masks
-from tests.attn import oracle
+from attn.testing import oracle
 from tests.attn.cases import FLOAT32, Case, assert_close, call, differentiable, jit
 from tests.attn.laws import first_order, second_order
 

@@ -1,0 +1,338 @@
+"""A call laid out in tiles: how its arrays are arranged and cut, and what a tile of scores is.
+
+A ``Plan`` is the static part of a call, a ``Context`` its arrays without derivative, ``Inputs``
+the others. ``attn.blockwise`` attends by a plan, ``attn.figures`` measures by one.
+
+    s = score(scale q k^T + bias), and -inf where the mask does not allow
+
+**What never leaks.** In a tile that is not full, keys and values that no query of the tile may
+attend, and queries that may attend to no key of it, are replaced by 0 before any product: what
+stands there, NaN included, reaches no output and no derivative.
+
+Letters: ``*B`` leading axes, T queries, S keys, t and s the sides of a tile, N query heads,
+K key heads, G = N / K query heads that share a key head, H head width, V value width. Inside,
+positions are the last axis: XLA's matrix products on CPU are fastest so, in both directions.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, UInt32
+
+from attn import closures, dropout
+from attn.dtypes import accumulated
+from attn.indices import Indices, expand, tile_indices
+from attn.masks import Lengths, Mask
+from attn.scores import Score
+from attn.tile_sum import tile_sum
+from attn.tiles import EMPTY, FULL, MIXED, Axes, Grid, Tile, ceil_div, cut, pad, put, sweep
+
+QUERIES, KEYS, NEITHER = Axes(query=-1), Axes(key=-1), Axes()
+
+
+class TileSizes(NamedTuple):
+    """The greatest sides of a tile."""
+
+    query: int
+    key: int
+
+
+def tile_sizes(
+    query_shape: tuple[int, ...], key_shape: tuple[int, ...], is_masked: bool
+) -> TileSizes:
+    """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
+
+    A tile should be large enough for both cores to share its products, and under a mask there
+    should be two along an axis, so that some can be empty.
+    """
+    *batch, num_queries, num_heads, _ = query_shape
+    most = 1024 if math.prod(batch) * num_heads == 1 else 512
+
+    def side(length):
+        halves = isinstance(length, int) and is_masked
+        return min(most, max(128, ceil_div(length, 2))) if halves else most
+
+    return TileSizes(side(num_queries), side(key_shape[-3]))
+
+
+class Inputs(NamedTuple):
+    """What attention is differentiable in, arranged: heads first, positions last, whole tiles."""
+
+    query: Any
+    """``[*B, K, H, G, T]``."""
+    key: Any
+    """``[*B, K, H, S]``."""
+    value: Any
+    """``[*B, K, V, S]``; None if only scores are asked for."""
+    bias: Any
+    """Broadcastable to ``[*B, K, G, T, S]``; None is 0."""
+    scale: Any
+    params: Any
+    """A list, of the score function."""
+
+
+class Context(NamedTuple):
+    """The arrays that have no derivative."""
+
+    mask: list[Array]
+    kind: list[Array]
+    seed: UInt32[Array, "2"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static part of a call: sizes, and functions that take every array as an argument."""
+
+    grid: Grid
+    batch: tuple[int, ...]
+    num_heads: int
+    num_key_heads: int
+    allow: Callable | None = None
+    """``(arrays, indices) -> bool``, broadcastable to ``[*B, N, t, s]``; None is all."""
+    kind: Callable | None = None
+    """``(arrays, indices) -> int``, of a tile; None if all are full."""
+    score: Callable | None = None
+    """``(params, scores, indices) -> scores`` of ``[*B, N, t, s]``; None is the identity."""
+    dropout_rate: float = 0.0
+
+    def indices(self, i, j) -> Indices:
+        """Returns where tile (i, j) stands."""
+        return tile_indices(self.batch, self.num_heads, *self.grid.positions(i, j))
+
+    def kinds(self, context: Context, i) -> Array:
+        """Returns the kinds of the tiles of a row."""
+        columns = jnp.arange(self.grid.counts[1])
+        kind = self.kind
+        if kind is None:
+            return jnp.full_like(columns, FULL)
+        return jax.vmap(lambda j: kind(context.kind, self.indices(i, j)))(columns)
+
+    def arrange(
+        self,
+        params: list[Array],
+        query: Float[Array, "*B T N H"],
+        key: Float[Array, "*B S K H"],
+        value: Float[Array, "*B S K V"] | None,
+        bias: Float[Array, "..."] | None,
+        scale: Float[Array, ""] | float,
+    ) -> Inputs:
+        """Returns what attention is differentiable in, heads first, positions last, padded."""
+        grid = self.grid
+        dtype = accumulated(query.dtype)
+        if bias is not None and bias.shape[-2:] != (grid.num_queries, grid.num_keys):
+            # The gradient is summed along an axis; one of T x S stays as it is, cast tile by tile.
+            bias = bias.astype(dtype)
+        query = self.grouped(jnp.moveaxis(query.astype(dtype), -3, -1))
+        inputs = Inputs(
+            query=jnp.swapaxes(query, -3, -2),
+            key=jnp.moveaxis(key.astype(dtype), -3, -1),
+            value=None if value is None else jnp.moveaxis(value.astype(dtype), -3, -1),
+            bias=None if bias is None else self.grouped(bias),
+            scale=jnp.asarray(scale, dtype),
+            params=params,
+        )
+        return jax.tree.map(functools.partial(pad, grid), inputs, axes_of(inputs))
+
+    def restored(self, x: Float[Array, "*B K G W T"]) -> Float[Array, "*B T N W"]:
+        """Returns a result of the queries, arranged as they were given."""
+        x = jnp.reshape(x, (*self.batch, self.num_heads, *x.shape[-2:]))
+        return jnp.moveaxis(x[..., : self.grid.num_queries], -1, -3)
+
+    def grouped(self, x: Array) -> Array:
+        """Returns ``[..., N, A, B]`` as ``[..., K, G, A, B]``, of one head or none as 1, 1."""
+        x = expand(x, len(self.batch) + 3)
+        *batch, heads, first, last = x.shape
+        key_heads = 1 if heads == 1 else self.num_key_heads
+        return jnp.reshape(x, (*batch, key_heads, heads // key_heads, first, last))
+
+    def sweep(self, context: Context, inputs: Inputs, start, visit, finish, zeros: Any) -> Any:
+        """Returns results of the queries, one row of tiles after another.
+
+            row = start()      row = visit(tile, parts, row)      results = finish(row)
+
+        Args:
+          context: of the call.
+          inputs: of the call.
+          start: gives what is carried along one row.
+          visit: takes it over one tile, from the parts of the inputs there.
+          finish: gives the results of a row, a pytree of arrays whose queries are their last axis.
+          zeros: the results of all rows, not yet written.
+        """
+        grid, axes = self.grid, axes_of(inputs)
+
+        def over_tile(tile: Tile, row, results):
+            parts = jax.tree.map(lambda x, a: cut(grid, x, a, tile.i, tile.j), inputs, axes)
+            return visit(tile, parts, row), results
+
+        def end(i, row, results):
+            write = lambda x, part: put(grid, x, part, QUERIES, i, 0)  # noqa: E731
+            return jax.tree.map(write, results, finish(row))
+
+        kinds = None if self.kind is None else functools.partial(self.kinds, context)
+        return sweep(grid, kinds, lambda _: start(), over_tile, end, zeros)
+
+    def sum(
+        self, function: Callable, context: Context, operands: Any, in_axes: Any, out_axes: Any
+    ) -> Any:
+        """Returns the sum over tiles of ``function(tile, context, operands at it)``."""
+
+        def of_tile(tile, both):
+            return function(tile, *both)
+
+        kinds = None if self.kind is None else lambda i, both: self.kinds(both[0], i)
+        in_axes = (jax.tree.map(lambda _: NEITHER, context), in_axes)
+        return tile_sum(self.grid, of_tile, kinds, (context, operands), in_axes, out_axes)
+
+    def scores(
+        self, context: Context, tile: Tile, parts: Inputs
+    ) -> tuple[Float[Array, "*B K Q s"], Any]:
+        """Returns the scores of one tile, Q = G t, and its values ``[*B, K, V, s]``.
+
+        s = score(scale q k^T + bias), and -inf where it is not allowed.
+        """
+        query, key, value = parts.query, parts.key, parts.value
+        *batch, _, group_size, side = query.shape
+        indices = self.indices(tile.i, tile.j)
+        allowed = None
+        if self.allow is not None and not tile.is_full:
+            allowed = self.grouped(self.allow(context.mask, indices))
+            asks = jnp.any(allowed, axis=-1)[..., None, :, :]
+            seen = jnp.any(allowed, axis=(-3, -2))[..., None, :]
+            query = jnp.where(asks, query, 0)
+            key = jnp.where(seen, key, 0)
+            value = None if value is None else jnp.where(seen, value, 0)
+        scores = _products(group_queries(query * parts.scale), key)
+        scores = jnp.reshape(scores, (*batch, group_size, side, key.shape[-1]))
+        if parts.bias is not None:
+            scores += parts.bias.astype(scores.dtype)
+        if self.score is not None:
+            if parts.bias is not None:
+                # -inf is how a bias says that a pair is not allowed: so it stays, for any score.
+                is_open = ~jnp.isneginf(scores)
+                allowed = is_open if allowed is None else allowed & is_open
+            if allowed is not None:
+                scores = jnp.where(allowed, scores, 0)
+            grouped = scores.shape
+            scores = jnp.reshape(scores, (*self.batch, self.num_heads, *grouped[-2:]))
+            scores = jnp.reshape(self.score(parts.params, scores, indices), grouped)
+        if allowed is not None:
+            scores = jnp.where(allowed, scores, -jnp.inf)
+        return jnp.reshape(scores, (*batch, group_size * side, key.shape[-1])), value
+
+    def factors(self, context: Context, tile: Tile, scores: Array) -> Array | None:
+        """Returns z / (1 - rate), shaped as the scores; None without dropout."""
+        if context.seed is None:
+            return None
+        rate, indices = self.dropout_rate, self.indices(tile.i, tile.j)
+        kept = dropout.kept(context.seed, rate, indices, self.num_heads, self.grid.num_queries)
+        return jnp.where(jnp.reshape(kept, scores.shape), 1 / (1 - rate), 0).astype(scores.dtype)
+
+
+def plan(
+    query: Any,
+    key: Any,
+    mask: Mask | None,
+    score: Score | None,
+    dropout_seed: UInt32[Array, "2"] | None,
+    dropout_rate: float,
+    sides: TileSizes | None,
+) -> tuple[Plan, Context, list[Array]]:
+    """Returns the static part of a call, its arrays without derivative, and its score's arrays.
+
+    Nothing is computed but what a mask needs to be padded; what functions of masks and scores read
+    is read here, at every call.
+
+    Args:
+      query: ``[*B, T, N, H]``; of the arrays, shapes and dtypes alone are looked at.
+      key: ``[*B, S, K, H]``.
+      mask: which pairs take part; None is all.
+      score: changes the scores; None leaves them.
+      dropout_seed: of ``attn.dropout.seed_of``; None is no dropout.
+      dropout_rate: the probability that a weight is dropped.
+      sides: the greatest of a tile; None is ``tile_sizes`` of these shapes.
+    """
+    *batch, num_queries, num_heads, _ = query.shape
+    dtype = accumulated(query.dtype)
+    if sides is None:
+        sides = tile_sizes(query.shape, key.shape, mask is not None)
+    grid = grid_of(num_queries, key.shape[-3], sides)
+    mask = within(grid, mask)
+    made = Plan(grid, tuple(batch), num_heads, key.shape[-2], dropout_rate=dropout_rate)
+    example = jax.eval_shape(lambda: made.indices(0, 0))
+    allow = kind = function = None
+    allow_arrays, kind_arrays, params = [], [], []
+    if mask is not None:
+        allow, allow_arrays = closures.explicit(mask.allow, example)
+        kind, kind_arrays = closures.explicit(functools.partial(kind_of, mask), example)
+    if score is not None:
+        shape = (*batch, num_heads, grid.query_side, grid.key_side)
+        function, params = closures.explicit(score, jax.ShapeDtypeStruct(shape, dtype), example)
+    made = dataclasses.replace(made, allow=allow, kind=kind, score=function)
+    return made, Context(allow_arrays, kind_arrays, dropout_seed), params
+
+
+def grid_of(num_queries: int, num_keys: int, most: TileSizes) -> Grid:
+    """Returns the fewest tiles of at most these sides, of sides as equal as they can be.
+
+    Along an axis of symbolic length (``jax.export``) they are of just these sides.
+    """
+
+    def side(length, most):
+        return ceil_div(length, ceil_div(length, most)) if isinstance(length, int) else most
+
+    return Grid(num_queries, num_keys, side(num_queries, most.query), side(num_keys, most.key))
+
+
+def within(grid: Grid, mask: Mask | None) -> Mask | None:
+    """Returns the mask over whole tiles, without what is beyond the queries and keys."""
+    if mask is not None:
+        mask = mask.pad(*grid.padded)
+    if grid.padded == (grid.num_queries, grid.num_keys):
+        return mask
+    in_range = Lengths(query=jnp.int32(grid.num_queries), key=jnp.int32(grid.num_keys))
+    return in_range if mask is None else mask & in_range
+
+
+def kind_of(mask: Mask, indices: Indices) -> Array:
+    """Returns whether a tile is full, mixed or empty, as ``attn.tiles`` numbers them."""
+    kind = mask.tile(indices)
+    return jnp.where(kind.empty, EMPTY, jnp.where(kind.full, FULL, MIXED))
+
+
+def axes_of(inputs: Inputs) -> Inputs:
+    """Returns which axes of the inputs are cut; None for what is not there."""
+
+    def of_bias(bias):
+        rows, columns = bias.shape[-2:]
+        return Axes(-2 if rows != 1 else None, -1 if columns != 1 else None)
+
+    return Inputs(
+        query=None if inputs.query is None else QUERIES,
+        key=None if inputs.key is None else KEYS,
+        value=None if inputs.value is None else KEYS,
+        bias=None if inputs.bias is None else of_bias(inputs.bias),
+        scale=None if inputs.scale is None else NEITHER,
+        params=[None if x is None else NEITHER for x in inputs.params],
+    )
+
+
+def group_queries(x: Float[Array, "*B G t"]) -> Float[Array, "*B Q"]:
+    """Returns the queries of the heads that share a key head as one axis."""
+    return jnp.reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+
+
+def ungroup_queries(x: Float[Array, "*B Q"], group_size: int) -> Float[Array, "*B G t"]:
+    """Returns them as two axes again."""
+    return jnp.reshape(x, (*x.shape[:-1], group_size, x.shape[-1] // group_size))
+
+
+def _products(query: Float[Array, "*B H Q"], key: Float[Array, "*B H s"]) -> Array:
+    batch = tuple(range(query.ndim - 2))
+    width = query.ndim - 2
+    return lax.dot_general(query, key, (((width,), (width,)), (batch, batch)))
