@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
+from attn.devices import of_type, vary
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explicit:
@@ -28,7 +30,11 @@ class Explicit:
 
     def __call__(self, arrays: list[Array], *arguments: Any) -> Any:
         """Returns what the function does of these arguments and of the arrays that it read."""
-        outs = jaxpr_as_fun(ClosedJaxpr(self.operations, arrays))(*jax.tree.leaves(arguments))
+        leaves = (
+            vary(x, tuple(of_type(like.aval)))
+            for x, like in zip(jax.tree.leaves(arguments), self.operations.invars, strict=True)
+        )
+        outs = jaxpr_as_fun(ClosedJaxpr(self.operations, arrays))(*leaves)
         return jax.tree.unflatten(self.results, outs)
 
     def __eq__(self, other: object) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from jaxtyping import Array, Bool, Float, Int
 
-from attn import arguments, reference, softmax_state
+from attn import arguments, devices, reference, softmax_state
 from attn.arguments import Alignment, Resolved
 from attn.blockwise import blockwise_attention
 from attn.masks import Mask
@@ -79,7 +79,8 @@ def dot_product_attention(
 
     Functions in ``score`` and ``mask`` are traced at every call that is not itself inside ``jit``,
     and what they read is read then; a program is compiled again only if they do something else.
-    Inside ``jax.shard_map``, derivatives and score functions need ``check_vma=False`` for now.
+    Inside ``jax.shard_map``, give a score function what is the same on all devices as a parameter:
+    the gradient of what it closes over is summed over them in every tile, not once.
 
     Args:
       query: queries, in float16, bfloat16, float32 or float64.
@@ -156,7 +157,14 @@ def run(
     implementation: str | None, query: Array, key: Array, value: Array, resolved: Resolved
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp in the dtype of the computation; None is the fastest."""
-    return IMPLEMENTATIONS[chosen(implementation)](query, key, value, *resolved)
+    attention = IMPLEMENTATIONS[chosen(implementation)]
+
+    def attend(*arrays):
+        return attention(*arrays, resolved.dropout_rate)
+
+    arrays = query, key, value, *resolved[:-1]
+    arrays = devices.vary(arrays, devices.varying(arrays))
+    return devices.automatic(attend, query, query.ndim - 1, *arrays)
 
 
 def chosen(implementation: str | None) -> str:

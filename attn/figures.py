@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from attn import arguments, softmax_state
+from attn import arguments, devices, softmax_state
 from attn.blockwise import attend
 from attn.dot_product import Options
 from attn.indices import expand
@@ -92,10 +92,15 @@ def of_call(
     query, key = arguments.arrays(query=query, key=key)
     resolved = arguments.resolve(query, key, bias, mask, **options)
     offset = key.shape[-3] - query.shape[-3] if options.get("alignment") == "end" else 0
-    call, context, params = plan(query, key, resolved.mask, resolved.score, None, 0.0, SIDES)
-    settings = (settings, offset, bool(average), call)
-    scored = (context, params, resolved.bias, resolved.scale)
-    return evaluated(figure, *settings, query, key, scored, arrays)
+
+    def measured(query, key, bias, mask, scale, score, arrays):
+        call, context, params = plan(query, key, mask, score, None, 0.0, SIDES)
+        scored = (context, params, bias, scale)
+        return evaluated(figure, settings, offset, bool(average), call, query, key, scored, arrays)
+
+    every = query, key, *resolved[:4], arrays
+    every = devices.vary(every, devices.varying(every))
+    return devices.automatic(measured, query, query.ndim - 3, *every)
 
 
 # Compiled here, so that a call outside of ``jit`` compiles its loops once, not every time.
@@ -223,6 +228,7 @@ def distance_quantile(found: Map, fraction: Array) -> Int[Array, "*B T N"]:
     dtype = found.lse.dtype
     share = fraction.astype(dtype) * (1 - 8 * jnp.finfo(dtype).eps)
     low = jnp.full(found.lse.shape, -1, jnp.int32)
+    low = devices.vary(low, devices.varying(found))
     low, _ = lax.scan(narrow, low, jnp.asarray(steps, jnp.int32))
     quantile = jnp.where(jnp.isneginf(found.lse), -1, low + 1)
     return found.call.restored(quantile[..., None, :])[..., 0]

@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt32
 
 from attn import closures, dropout
+from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
 from attn.masks import Lengths, Mask
@@ -175,7 +176,8 @@ class Plan:
             return jax.tree.map(write, results, finish(row))
 
         kinds = None if self.kind is None else functools.partial(self.kinds, context)
-        return sweep(grid, kinds, lambda _: start(), over_tile, end, zeros)
+        axes_of_devices = varying(inputs, context)
+        return sweep(grid, kinds, lambda _: start(), over_tile, end, zeros, axes_of_devices)
 
     def sum(
         self, function: Callable, context: Context, operands: Any, in_axes: Any, out_axes: Any
@@ -264,15 +266,17 @@ def plan(
     grid = grid_of(num_queries, key.shape[-3], sides)
     mask = within(grid, mask)
     made = Plan(grid, tuple(batch), num_heads, key.shape[-2], dropout_rate=dropout_rate)
-    example = jax.eval_shape(lambda: made.indices(0, 0))
+    axes = varying(query, key, mask, score)
+    indices = jax.eval_shape(lambda: made.indices(0, 0))
+    indices = jax.tree.map(lambda x: example(x.shape, x.dtype, axes), indices)
     allow = kind = function = None
     allow_arrays, kind_arrays, params = [], [], []
     if mask is not None:
-        allow, allow_arrays = closures.explicit(mask.allow, example)
-        kind, kind_arrays = closures.explicit(functools.partial(kind_of, mask), example)
+        allow, allow_arrays = closures.explicit(mask.allow, indices)
+        kind, kind_arrays = closures.explicit(functools.partial(kind_of, mask), indices)
     if score is not None:
         shape = (*batch, num_heads, grid.query_side, grid.key_side)
-        function, params = closures.explicit(score, jax.ShapeDtypeStruct(shape, dtype), example)
+        function, params = closures.explicit(score, example(shape, dtype, axes), indices)
     made = dataclasses.replace(made, allow=allow, kind=kind, score=function)
     return made, Context(allow_arrays, kind_arrays, dropout_seed), params
 

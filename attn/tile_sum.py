@@ -26,8 +26,10 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from attn.devices import example, of_type, varying
 from attn.tiles import Axes, Grid, Tile, agreed, cut, part_shape, put, sweep, whole_shape
 
 
@@ -66,7 +68,7 @@ def tile_sum(
         return kinds(i, jax.tree.unflatten(tree, leaves))
 
     parts = [
-        jax.ShapeDtypeStruct(part_shape(grid, x, axes), x.dtype)
+        example(part_shape(grid, x, axes), x.dtype, varying(x))
         for x, axes in zip(leaves, in_axes, strict=True)
     ]
     results = jax.eval_shape(functools.partial(of_leaves, Tile(0, 0, True)), *parts)
@@ -131,7 +133,7 @@ class _Sum:
 
         of_row = None if kinds is None else lambda i: kinds(i, *leaves)
         zeros = [jnp.zeros(x.shape, x.dtype) for x in self.outs]
-        return sweep(grid, of_row, start, visit, finish, zeros)
+        return sweep(grid, of_row, start, visit, finish, zeros, varying(leaves))
 
     def _kinds_of(self, own: Callable) -> Callable | None:
         """Returns ``kinds`` of a sum whose leaves are others, from which ``own`` finds these."""
@@ -180,8 +182,9 @@ class _Sum:
                 results = self.function(tile, *every)
                 return [results[k] for k in given]
 
+            axes = varying(leaves)
             parts = [
-                jax.ShapeDtypeStruct(part_shape(self.grid, x, self.in_axes[k]), x.dtype)
+                example(part_shape(self.grid, x, self.in_axes[k]), x.dtype, axes)
                 for k, x in zip(linear, outs, strict=True)
             ]
             return _small_first(jax.linear_transpose(of_linear, *parts))(list(cotangents))
@@ -274,8 +277,12 @@ tile_sum_p.def_impl(lambda *leaves, sum: sum.run(*leaves))
 
 @tile_sum_p.def_abstract_eval
 def _abstract_eval(*leaves, sum):
-    del leaves
-    return [ShapedArray(x.shape, x.dtype) for x in sum.outs]
+    most = max(leaves, key=lambda x: len(of_type(x)))
+    varies = {}
+    if of_type(most):
+        sharding = NamedSharding(most.sharding.mesh, PartitionSpec())
+        varies = {"sharding": sharding, "manual_axis_type": most.manual_axis_type}
+    return [ShapedArray(x.shape, x.dtype, **varies) for x in sum.outs]
 
 
 mlir.register_lowering(

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from attn.devices import vary
+
 FULL, MIXED, EMPTY = range(3)
 """Kinds of tiles, in the order in which they are visited; the last are not."""
 
@@ -66,7 +68,15 @@ class Tile(NamedTuple):
     is_full: bool
 
 
-def sweep(grid: Grid, kinds: Callable | None, start, visit, finish, carry: Any) -> Any:
+def sweep(
+    grid: Grid,
+    kinds: Callable | None,
+    start,
+    visit,
+    finish,
+    carry: Any,
+    axes: tuple[str, ...] = (),
+) -> Any:
     """Returns the carry after all tiles that are not empty, a row of tiles after another.
 
         row = start(i)      row, carry = visit(tile, row, carry)      carry = finish(i, row, carry)
@@ -79,6 +89,7 @@ def sweep(grid: Grid, kinds: Callable | None, start, visit, finish, carry: Any) 
       visit: is called with a ``Tile``; traced twice, for full and for mixed tiles.
       finish: ends a row.
       carry: what is carried through all rows.
+      axes: over which arrays vary inside ``jax.shard_map``; see ``attn.devices``.
     """
     rows, columns = grid.counts
 
@@ -86,7 +97,7 @@ def sweep(grid: Grid, kinds: Callable | None, start, visit, finish, carry: Any) 
         def visits(is_full, at):
             return lambda n, state: visit(Tile(i, at(n), is_full), *state)
 
-        state = start(i), carry
+        state = vary(start(i), axes), carry
         if kinds is None:
             return finish(i, *_repeat(0, columns, visits(True, lambda n: n), state))
         if rows == columns == 1:
@@ -100,7 +111,7 @@ def sweep(grid: Grid, kinds: Callable | None, start, visit, finish, carry: Any) 
         )
         return finish(i, *state)
 
-    return _repeat(0, rows, over_row, carry)
+    return _repeat(0, rows, over_row, vary(carry, axes))
 
 
 def _repeat(first: int, last: Any, body: Callable, carry: Any) -> Any:

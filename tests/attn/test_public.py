@@ -111,7 +111,16 @@ FOLDERS = {
     "benchmarks": ("attn", "benchmarks"),
 }
 FROM_THE_GROUND_UP = (
-    *("version", "dtypes", "indices", "softmax_state", "positions", "closures", "dropout"),
+    *(
+        "version",
+        "dtypes",
+        "devices",
+        "indices",
+        "softmax_state",
+        "positions",
+        "closures",
+        "dropout",
+    ),
     *("fields", "mask_algebra", "masks", "scores", "reference"),
     *("tiles", "tile_sum", "plan", "blockwise"),
     *(

@@ -1,0 +1,70 @@
+"""Arrays on many devices, whose types tell where they are.
+
+Inside ``jax.shard_map`` a type tells over which axes of the mesh an array varies. An operation that
+mixes an array that varies with one that does not first makes the second vary too, and the transpose
+of that is a sum over devices. A call of attention does so once, before its loops over tiles: within
+them arrays agree, and no sum over devices is ever in a loop.
+
+On a mesh with explicit axes a type tells how an array is cut, and every operation must say how its
+result is. A call of attention says it of its results; XLA finds the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes
+from jaxtyping import DTypeLike
+
+
+def varying(*trees: Any) -> tuple[str, ...]:
+    """Returns the axes over which any of the arrays varies; none outside of ``jax.shard_map``."""
+    arrays = (x for x in jax.tree.leaves(trees) if hasattr(x, "dtype"))
+    return tuple(sorted({axis for x in arrays for axis in of_type(jax.typeof(x))}))
+
+
+def of_type(kind: Any) -> frozenset[str]:
+    """Returns the axes over which arrays of this type vary."""
+    return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+
+def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
+    """Returns ``function(*trees)``, in which XLA decides how arrays are cut.
+
+    Args:
+      function: of the trees.
+      like: an array; if its mesh has no explicit axes, the function is called as it is.
+      num_axes: so many of the first axes of every result are cut as those of ``like``.
+      *trees: pytrees; what is no array in them is passed as it is.
+    """
+    sharding = jax.typeof(like).sharding
+    if not getattr(sharding.mesh, "explicit_axes", ()):
+        return function(*trees)
+    leaves, tree = jax.tree.flatten(trees)
+    is_array = [hasattr(x, "dtype") for x in leaves]
+
+    def of_arrays(*arrays):
+        arrays = iter(arrays)
+        every = [next(arrays) if given else x for x, given in zip(leaves, is_array, strict=True)]
+        return function(*jax.tree.unflatten(tree, every))
+
+    arrays = [x for x, given in zip(leaves, is_array, strict=True) if given]
+    out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:num_axes]))
+    return auto_axes(of_arrays, out_sharding=out_sharding)(*arrays)
+
+
+def vary(tree: Any, axes: tuple[str, ...]) -> Any:
+    """Returns the tree with each of its arrays varying over all of these axes."""
+
+    def cast(x):
+        missing = tuple(axis for axis in axes if axis not in varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(lambda x: cast(x) if hasattr(x, "dtype") else x, tree) if axes else tree
+
+
+def example(shape: tuple[Any, ...], dtype: DTypeLike, axes: tuple[str, ...]) -> Any:
+    """Returns what has the type of an array that varies over these axes, to trace with."""
+    return vary(jnp.zeros(shape, dtype), axes) if axes else jax.ShapeDtypeStruct(shape, dtype)
