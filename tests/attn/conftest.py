@@ -16,7 +16,7 @@ SMALL_TILES = "blockwise in small tiles"
 def pytest_generate_tests(metafunc):
     if "implementation" in metafunc.fixturenames:
         names = [*IMPLEMENTATIONS, SMALL_TILES]
-        if metafunc.module.__name__.endswith(("test_features", "test_strict")):
+        if metafunc.module.__name__.endswith(("test_devices", "test_features", "test_strict")):
             # One tile is what the small ones are made of: by default the others speak for it.
             names[0] = pytest.param(names[0], marks=pytest.mark.slow)
         metafunc.parametrize("implementation", names, indirect=True)
