@@ -185,7 +185,7 @@ def attention_map(axes: Axes, mixer: str, attention: dict[str, Any]) -> None:
             axes.plot(edge, y, color=COLOURS[1], linewidth=0.8)
         label = "between the lines: true sources"
     axes.set_title(
-        f"{mixer}: layer {best['layer'] + 1}, head {best['head'] + 1}; "
+        f"{mixer}: layer {best['layer'] + 1}, head {best['head'] + 1}\n"
         f"weight on the source {best['mass']:.2f}\n{label}",
         fontsize=9,
     )
