@@ -43,6 +43,8 @@ def arrays(*, query: Any, key: Any, value: Any = None) -> tuple[Array, ...]:
     """Returns query, key and, if given, value as arrays that fit each other."""
     given = {"query": query, "key": key} | ({} if value is None else {"value": value})
     checked = {name: _array(name, x) for name, x in given.items()}
+    batch = checked["query"].shape[:-3]
+    checked = {name: _beside_one_row(x, batch) for name, x in checked.items()}
     for name, x in checked.items():
         if x.ndim < 3:
             raise ValueError(f"{name} has shape {x.shape}; expected {LAYOUT[name]}")
@@ -91,8 +93,11 @@ def resolve(
     alignment: Alignment = "start",
     score: Any = None,
     score_params: Any = None,
+    **unknown: Any,
 ) -> Resolved:
     """Returns the options as implementations take them; the mask holds all that mask."""
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))} is no option of this function")
     *batch, num_queries, num_heads, width = query.shape
     num_keys = key.shape[-3]
     pairs = (*batch, num_heads, num_queries, num_keys)
@@ -156,7 +161,17 @@ def _array(name: str, x: Any) -> Array:
         raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
     if isinstance(x, jax.ShapeDtypeStruct):
         raise TypeError(f"{name} is a ShapeDtypeStruct; expected an array")
-    return jnp.asarray(x)
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} is no array of numbers: {error}") from None
+
+
+def _beside_one_row(x: Array, batch: tuple[int, ...]) -> Array:
+    """Returns ``x``; as jax.nn, one row is the same with and without its leading axis."""
+    if batch == (1,) and x.ndim == 3:
+        return x[None]
+    return x[0] if batch == () and x.ndim == 4 and x.shape[0] == 1 else x
 
 
 def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) -> Array:
@@ -166,8 +181,11 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
             f"mask has dtype {x.dtype}; expected bool, True where a query may attend (scores to "
             "add are a bias)"
         )
+    if not is_mask and jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.float32)
     if not is_mask and not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"bias has dtype {x.dtype}; expected a floating one")
+    x = _beside_one_row(x, pairs[:-3])
     expected = pairs[-x.ndim :] if x.ndim else ()
     if x.ndim > len(pairs) or any(a not in (1, b) for a, b in zip(x.shape, expected, strict=True)):
         raise ValueError(
@@ -242,9 +260,12 @@ def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
         raise ValueError(f"dropout_rng is None; expected a random key, as dropout_rate is {rate}")
     if not hasattr(rng, "dtype"):
         raise TypeError(f"dropout_rng is a {type(rng).__name__}; expected a random key")
+    found = f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
     is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     if rng.ndim != 0 if is_key else rng.dtype != jnp.uint32 or rng.ndim != 1:
-        raise ValueError(
-            f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
-        )
-    return resolved._replace(dropout_seed=dropout.seed_of(rng), dropout_rate=rate)
+        raise ValueError(found)
+    try:
+        seed = dropout.seed_of(rng)
+    except TypeError:  # An old-style key of another length than the implementation's.
+        raise ValueError(found) from None
+    return resolved._replace(dropout_seed=seed, dropout_rate=rate)

@@ -71,7 +71,9 @@ def dot_product_attention(
     It differs where that function is wrong: float64 is not rounded to float32; a query that may
     attend to nothing returns 0 (not the mean of the values), with log-sum-exp -inf and every
     derivative 0; the log-sum-exp has its true derivatives (not 0); NaN or Inf in a key, value or
-    query that takes part in no allowed pair reaches nothing.
+    query that takes part in no allowed pair reaches nothing. It refuses, naming the argument, what
+    has no meaning of its own here: T = 0 or S = 0, integers as query, key or value, bools as bias,
+    a window of negative sides, a scale with axes, a flag that is no bool.
 
     Cost: O(T S (H + V)) time a head less the tiles that a mask leaves empty, O(T + S) memory a
     head beside what the caller brings (a bias of T x S may be copied once);

@@ -36,7 +36,8 @@ class Cost(NamedTuple):
     """Of the matrix products, counting a multiplication and an addition as two."""
     temporary_bytes: int
     """Beside arguments and results, as XLA on CPU allocates; of a call of a thousand queries and
-    keys or more, without a bias of T x S, right within a factor of 1.5."""
+    keys or more, without a bias of T x S, right within a factor of 1.5. Of the reference with a
+    score function too low: what such a function keeps of every pair is not known."""
 
 
 @dataclasses.dataclass(frozen=True)

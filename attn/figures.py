@@ -86,9 +86,6 @@ def of_call(
     arrays: tuple = (),
 ) -> Any:
     """Returns ``figure(map, *settings, *arrays)``, of checked arguments, averaged if asked for."""
-    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-        expected = ", ".join(Options.__annotations__)
-        raise TypeError(f"{', '.join(unknown)} is no option of a figure; expected of {expected}")
     query, key = arguments.arrays(query=query, key=key)
     resolved = arguments.resolve(query, key, bias, mask, **options)
     offset = key.shape[-3] - query.shape[-3] if options.get("alignment") == "end" else 0

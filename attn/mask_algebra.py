@@ -122,6 +122,12 @@ class Mask:
     def __invert__(self) -> "Mask":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"mask {self!r} is neither true nor false: masks compose with &, | and ~, not with "
+            "and, or and not"
+        )
+
     def __eq__(self, other: object) -> bool:
         (ours, tree), (theirs, their_tree) = jax.tree.flatten(self), jax.tree.flatten(other)
         return tree == their_tree and all(

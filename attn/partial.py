@@ -34,9 +34,9 @@ def attend_partial(
     """Returns what the queries know after these keys: a state, to be merged with others.
 
     Arguments, errors and cost are those of ``attn.dot_product_attention``, without dropout, and
-    with sinks in ``finish``. Indices in
-    masks and scores count from the first key given here: with ``start`` keys elsewhere before it,
-    causal attention is ``mask=attn.masks.Causal(offset=-start)``.
+    with sinks in ``finish``. Indices in masks and scores count from the first key given here: with
+    ``start`` keys elsewhere before it, causal attention is
+    ``mask=attn.masks.Causal(offset=-start)``.
 
     Returns:
       A state of axes ``[*B, N, T]``, its numerator of ``[*B, N, V, T]``, in float32, or float64
@@ -66,7 +66,10 @@ def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
 
     Raises:
       ValueError: if the states are not of the same shapes.
+      TypeError: if they are no states.
     """
+    _check_state("a", a)
+    _check_state("b", b)
     for name, x, y in zip(SoftmaxState._fields, a, b, strict=True):
         if x.shape != y.shape:
             raise ValueError(
@@ -84,8 +87,16 @@ def finish(
       state: of ``attend_partial`` or ``merge``.
       sinks: as in ``attn.dot_product_attention``; they belong to the whole, not to a part.
     """
+    _check_state("state", state)
     output, lse = softmax_state.finish(state)
     output, lse = jnp.moveaxis(output, -1, -3), jnp.moveaxis(lse, -1, -2)
     if sinks is None:
         return output, lse
     return softmax_state.with_sink(output, lse, arguments.sinks_of(sinks, output))
+
+
+def _check_state(name: str, state: SoftmaxState) -> None:
+    if not isinstance(state, SoftmaxState):
+        raise TypeError(
+            f"{name} is a {type(state).__name__}; expected a state of attend_partial or merge"
+        )

@@ -6,8 +6,8 @@ it can be evaluated on any tile by itself, and nothing of size T x S is needed t
 
 Score functions are pytrees. Their leaves are their parameters: they can be learned, traced and
 vmapped, and the gradient of each has the size of the parameter. A parameter never changes the dtype
-of the scores: it is cast to it. Masks come after score functions, which therefore see finite scores
-only, those of pairs that the mask is about to forbid included, and must return finite ones.
+of the scores: it is cast to it. Masks come after score functions, which see finite scores only (0,
+or any other, for a pair that the mask is about to forbid) and must return finite ones.
 
 Letters: ``*B`` leading axes, N query heads, T queries, S keys; t and s are the sides of one tile.
 Query i stands at key ``i + offset``: an offset of 0 aligns the first query with the first key,

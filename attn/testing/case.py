@@ -17,6 +17,13 @@ def _some_of(case: "Case", rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
+def _heads_of(case: "Case", rng: np.random.Generator) -> np.ndarray:
+    """The same, others for every head."""
+    mask = rng.random((*case.batch, case.num_heads, case.num_queries, case.num_keys)) < 0.6
+    mask[..., 0] = True
+    return mask
+
+
 def _none_of(case: "Case", rng: np.random.Generator) -> np.ndarray:
     """As before, but nothing for query 3 of the first row, nor for any query of the last."""
     mask = _some_of(case, rng)
@@ -31,7 +38,7 @@ def _padding_of(case: "Case", rng: np.random.Generator) -> np.ndarray:
     return (np.arange(case.num_keys) < case.num_keys - 4)[None, None, None]
 
 
-MASKS = {"some": _some_of, "none": _none_of, "padding": _padding_of}
+MASKS = {"some": _some_of, "heads": _heads_of, "none": _none_of, "padding": _padding_of}
 """By name: functions ``(case, rng)`` to a mask of four axes, as ``jax.nn`` asks for."""
 
 

@@ -143,17 +143,25 @@ def nan_past_the_last_query_reaches_no_gradient(attend):
     _check_gradient_is_clean(attend, case)
 
 
+@law("query_seq_lengths")
+def nan_in_a_query_past_its_length_reaches_nothing(attend):
+    """Neither an output nor a gradient: a query may be padding too."""
+    case = Case(query_seq_lengths=(5, 13))
+    _check_output_is_clean(attend, case)
+    _check_gradient_is_clean(attend, case)
+
+
 def _gradient(attend: Subject, case: Case) -> dict[str, np.ndarray]:
     attend.check(case)
     return derivative(attend, case, GRADIENT)(case.inputs())
 
 
 def _poisoned(case: Case, poison: float) -> dict[str, np.ndarray]:
-    """Returns the inputs with poison in the keys and values that no query may attend."""
-    inputs = case.inputs()
-    unseen = ~case.allowed().any(axis=(1, 2))
+    """Returns the inputs with poison in all that takes part in no allowed pair."""
+    inputs, allowed = case.inputs(), case.allowed()
+    inputs["query"][~allowed.any(axis=(1, 3))] = poison
     for name in ("key", "value"):
-        inputs[name][unseen] = poison
+        inputs[name][~allowed.any(axis=(1, 2))] = poison
     return inputs
 
 

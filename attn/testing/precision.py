@@ -35,6 +35,13 @@ def float64_gradient_is_computed_in_float64(attend):
     check_derivative(attend, Case(dtype="float64"), GRADIENT, limit=FLOAT64)
 
 
+@law("float64", "bias")
+def float64_bias_is_not_rounded(attend):
+    """Nor is a bias."""
+    case = Case(dtype="float64", bias=(2, 3, 13, 13))
+    check_close("output", attend.run(case), case.expected()[0], FLOAT64)
+
+
 @law("float64", "return_residual")
 def float64_log_sum_exp_is_computed_in_float64(attend):
     """Nor is the log-sum-exp."""

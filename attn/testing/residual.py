@@ -42,6 +42,27 @@ def log_sum_exp_of_biased_and_masked_scores(attend):
     check_lse(attend, Case(bias=(2, 3, 13, 13), is_causal=True, return_residual=True))
 
 
+@law("return_residual", "grouped queries")
+def log_sum_exp_of_grouped_queries(attend):
+    """Its heads are those of the queries, in their order."""
+    check_lse(attend, Case(num_heads=6, return_residual=True))
+
+
+@law("return_residual", "scale")
+def log_sum_exp_of_scaled_scores(attend):
+    """The scores are those of the scale that is given."""
+    check_lse(attend, Case(scale=0.3, return_residual=True))
+
+
+@law("return_residual", "query_seq_lengths")
+def log_sum_exp_past_the_length(attend):
+    """It is -inf for a query past its length, which may attend to nothing."""
+    _, lse = outputs_of(attend.run(Case(query_seq_lengths=(5, 13), return_residual=True)))
+    lse = check_shape("log-sum-exp", lse, (2, 13, 3))
+    if not np.all(np.isneginf(lse[0, 5:])):
+        raise Broken(f"log-sum-exp of a query past its length is {lse[0, 5, 0]:.4g}")
+
+
 @law("return_residual")
 def log_sum_exp_of_large_scores(attend):
     """It does not overflow: scores in the thousands."""

@@ -137,6 +137,12 @@ def mask(attend):
     check_values(attend, Case(mask="some"))
 
 
+@law("mask")
+def mask_of_each_head(attend):
+    """It may differ from head to head."""
+    check_values(attend, Case(mask="heads"))
+
+
 @law("is_causal")
 def causal(attend):
     """A query sees its own position and those before it."""
@@ -159,6 +165,24 @@ def window(attend):
 def window_of_two(attend):
     """(left, right) positions before and after its own."""
     check_values(attend, Case(local_window_size=(5, 2)))
+
+
+@law("local_window_size", "cross attention")
+def window_of_more_keys_than_queries(attend):
+    """T < S: query i stands at key i, as in ``jax.nn``."""
+    check_values(attend, Case(num_keys=17, local_window_size=(5, 2)))
+
+
+@law("local_window_size", "is_causal")
+def window_and_causal(attend):
+    """Both hold together."""
+    check_values(attend, Case(local_window_size=(5, 2), is_causal=True))
+
+
+@law("local_window_size", "key_value_seq_lengths")
+def window_and_lengths(attend):
+    """Both hold together."""
+    check_values(attend, Case(local_window_size=(5, 2), key_value_seq_lengths=(13, 7)))
 
 
 @law("key_value_seq_lengths")

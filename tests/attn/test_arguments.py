@@ -1,6 +1,7 @@
 """Wrong input is found before any computation, and named: what came, what was expected."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -238,3 +239,52 @@ def test_what_is_accepted():
         one, one, one, key_value_seq_lengths=[1], is_causal=np.bool_(True), local_window_size=[1, 1]
     )
     np.testing.assert_allclose(output, [one[0], one[0]])
+
+
+ROW = np.random.default_rng(0)
+ONE_ROW = {
+    "mask of four axes": ((13, 6, 5), (17, 3, 5), {"mask": ROW.random((1, 6, 13, 17)) < 0.5}),
+    "bias of four axes": ((13, 6, 5), (17, 3, 5), {"bias": ROW.normal(size=(1, 1, 13, 17))}),
+    "keys of four axes": ((13, 6, 5), (1, 17, 3, 5), {}),
+    "keys of three axes": ((1, 13, 6, 5), (17, 3, 5), {}),
+    "bias of integers": ((1, 13, 6, 5), (1, 17, 3, 5), {"bias": np.arange(17)[None, None, None]}),
+}
+
+
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_one_row_is_taken_as_jax_nn_takes_it(name):
+    query_shape, key_shape, options = ONE_ROW[name]
+    query, key = (np.float32(ROW.normal(size=shape)) for shape in (query_shape, key_shape))
+    options = {name: x if x.dtype == bool else np.float32(x) for name, x in options.items()}
+    expected = jax.nn.dot_product_attention(query, key, key, **options)
+    if name == "bias of integers":
+        options = {"bias": np.int32(options["bias"])}
+    output = attn.dot_product_attention(query, key, key, **options)
+    assert output.shape == expected.shape
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+
+
+X = np.ones((5, 3, 4), np.float32)
+STATE = attn.attend_partial(X, X, X)
+OTHER_ERRORS = {
+    "an option that is none": (lambda: attn.attend_partial(X, X, X, foo=1), "foo is no option"),
+    "the same, explained": (lambda: attn.explain(X, X, X, foo=1), "foo is no option"),
+    "a map's": (lambda: attn.attention_weights(X, X, sinks=1), "sinks is no option"),
+    "no state": (lambda: attn.finish(tuple(STATE)), "state is a tuple; expected a state of"),
+    "no second state": (lambda: attn.merge(STATE, 3), "b is a int; expected a state of"),
+    "ragged": (lambda: attn.dot_product_attention([[1], [1, 2]], X, X), "query is no array of"),
+    "text": (lambda: attn.dot_product_attention(X, np.array([[["a"]]]), X), "key is no array of"),
+    "no key of dropout": (
+        lambda: attn.dot_product_attention(
+            X, X, X, dropout_rate=0.5, dropout_rng=np.zeros(3, np.uint32)
+        ),
+        "dropout_rng has shape (3,) and dtype uint32; expected one random key",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ERRORS)
+def test_what_else_is_wrong_is_named(name):
+    call, words = OTHER_ERRORS[name]
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        call()

@@ -70,6 +70,8 @@ def near_key(at):
         (lambda: Causal().picture(0, 4), ValueError, "num_queries is 0; expected an int of 1"),
         (lambda: Causal().picture(4, 4, width=0), ValueError, "width is 0; expected an int of 1"),
         (lambda: Segments(ROWS).picture(T + 1, 4), ValueError, "a mask of 13 positions is asked"),
+        (lambda: Causal() and Prefix(2), TypeError, "masks compose with &, | and ~, not with"),
+        (lambda: not Causal(), TypeError, "mask Causal() is neither true nor false"),
         (lambda: Causal() & ANY, TypeError, "unsupported operand"),
         (lambda: ANY | Causal(), TypeError, "unsupported operand"),
     ],

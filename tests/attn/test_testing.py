@@ -47,6 +47,9 @@ def dense(
     softmax_axis=-1,
     cleans=True,
     checks=True,
+    of_mask=lambda mask: mask,
+    stands_at=lambda i, num_queries, num_keys: i,
+    alone=(),
 ):
     """Attention, right in all but memory, and every way to break it."""
     if checks:
@@ -58,20 +61,27 @@ def dense(
 
     i, j = jnp.arange(num_queries)[:, None], jnp.arange(num_keys)
     allowed = jnp.ones((*batch, num_heads, num_queries, num_keys), bool)
+    if local_window_size is not None:
+        is_causal = is_causal and "window, not causal" not in alone
+        key_value_seq_lengths = None if "window, no lengths" in alone else key_value_seq_lengths
     if mask is not None:
-        allowed &= mask
+        allowed &= of_mask(mask)
     if is_causal:
         allowed &= j < i + first_after
     if local_window_size is not None:
         size = local_window_size
         left, right = size if isinstance(size, tuple) else (size, size)
-        allowed &= (j >= i - left - wider) & (j <= i + right)
+        ahead = j - stands_at(i, num_queries, num_keys)
+        allowed &= (ahead >= -left - wider) & (ahead <= right)
     if query_seq_lengths is not None:
         allowed &= (i < query_seq_lengths[..., None, None])[..., None, :, :]
     if key_value_seq_lengths is not None:
         allowed &= (j < key_value_seq_lengths[..., None, None])[..., None, :, :]
 
     if cleans:
+        if cleans != "keys":
+            asks = jnp.swapaxes(allowed.any(-1), -1, -2)[..., None]
+            query = jnp.where(asks, query, 0)
         of_group = allowed.reshape(*batch, num_key_heads, -1, num_keys).any(-2)
         seen = jnp.swapaxes(of_group, -1, -2)[..., None]
         key, value = jnp.where(seen, key, 0), jnp.where(seen, value, 0)
@@ -267,6 +277,39 @@ MUTANTS = {
     "bias of the first head for all": (
         mutant(of_bias=lambda bias: bias[:, :1], checks=False),
         ["bias", "wrong bias is refused"],
+    ),
+    "mask of the first head for all": (
+        mutant(of_mask=lambda mask: mask[:, :1]),
+        ["mask of each head"],
+    ),
+    "window from the last key": (
+        mutant(stands_at=lambda i, num_queries, num_keys: i + num_keys - num_queries),
+        ["window of more keys than queries"],
+    ),
+    "window forgets the causal mask": (
+        mutant(alone=("window, not causal",)),
+        ["window and causal"],
+    ),
+    "window forgets lengths": (mutant(alone=("window, no lengths",)), ["window and lengths"]),
+    "log-sum-exp of heads interleaved": (
+        mutant(of_lse=lambda lse: lse[..., [0, 2, 4, 1, 3, 5]] if lse.shape[-1] == 6 else lse),
+        ["log sum exp of grouped queries"],
+    ),
+    "log-sum-exp of another scale": (
+        mutant(of_lse=lambda lse: lse * 1.01),
+        ["log sum exp of scaled scores"],
+    ),
+    "log-sum-exp past the length": (
+        mutant(of_lse=lambda lse: jnp.where(jnp.isneginf(lse), 0, lse)),
+        ["log sum exp past the length"],
+    ),
+    "bias in float32": (
+        mutant(of_bias=lambda bias: bias.astype(jnp.float32)),
+        ["float64 bias is not rounded"],
+    ),
+    "NaN leaks from queries": (
+        mutant(cleans="keys"),
+        ["nan in a query past its length reaches nothing"],
     ),
     "quadratic memory": (
         dense,
