@@ -369,6 +369,18 @@ def test_parameters_may_be_numpy_arrays():
     np.testing.assert_allclose(output, x, rtol=1e-6)
 
 
+def test_one_function_twice_is_read_twice():
+    """Though it is the same object, and nothing that JAX can see has changed."""
+    shift = [np.zeros(3, np.float32)]
+    score = Function(lambda scores, at, _: scores + jnp.asarray(shift[0])[at.key])
+    x = np.arange(12, dtype=np.float32).reshape(3, 1, 4) / 12
+    before = attn.dot_product_attention(x, x, x, score=score)
+    shift[0] = np.array([0, 0, 50], np.float32)
+    after = attn.dot_product_attention(x, x, x, score=score)
+    np.testing.assert_allclose(after, np.broadcast_to(x[2], x.shape), rtol=1e-5)
+    assert np.max(np.abs(after - before)) > 0.1
+
+
 def test_repr():
     slopes = jnp.ones(8)
     assert repr(SoftCap(30.0)) == "SoftCap(cap=30.0)"
