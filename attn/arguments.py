@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from attn import dropout
 from attn.dtypes import accumulated
+from attn.fields import broadcasts
 from attn.indices import expand
 from attn.masks import Dense, Lengths, Mask, Window
 from attn.scores import Function, Score
@@ -97,7 +98,8 @@ def resolve(
 ) -> Resolved:
     """Returns the options as implementations take them; the mask holds all that mask."""
     if unknown:
-        raise TypeError(f"{', '.join(sorted(unknown))} is no option of this function")
+        expected = ", ".join(resolve.__kwdefaults__ or ())
+        raise TypeError(f"{', '.join(sorted(unknown))} is no option; expected of {expected}")
     *batch, num_queries, num_heads, width = query.shape
     num_keys = key.shape[-3]
     pairs = (*batch, num_heads, num_queries, num_keys)
@@ -141,8 +143,7 @@ def sinks_of(sinks: Any, query: Array) -> Array:
     x = _array("sinks", sinks)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"sinks has dtype {x.dtype}; expected a floating one")
-    fits = x.ndim and x.shape[-1] == num_heads and x.ndim <= len(expected)
-    if not fits or any(a not in (1, b) for a, b in zip(x.shape, expected[-x.ndim :], strict=True)):
+    if x.shape[-1:] != (num_heads,) or not broadcasts(x.shape, expected):
         raise ValueError(
             f"sinks has shape {x.shape}; expected {(num_heads,)}, a logit for every head, or one "
             f"broadcastable to {expected}"
@@ -164,7 +165,8 @@ def _array(name: str, x: Any) -> Array:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} is no array of numbers: {error}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} is no array of numbers: {error}") from error
 
 
 def _beside_one_row(x: Array, batch: tuple[int, ...]) -> Array:
@@ -186,8 +188,7 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
     if not is_mask and not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"bias has dtype {x.dtype}; expected a floating one")
     x = _beside_one_row(x, pairs[:-3])
-    expected = pairs[-x.ndim :] if x.ndim else ()
-    if x.ndim > len(pairs) or any(a not in (1, b) for a, b in zip(x.shape, expected, strict=True)):
+    if not broadcasts(x.shape, pairs):
         raise ValueError(
             f"{name} has shape {x.shape}; expected one broadcastable to [..., N, T, S] = {pairs}"
         )
@@ -260,12 +261,12 @@ def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
         raise ValueError(f"dropout_rng is None; expected a random key, as dropout_rate is {rate}")
     if not hasattr(rng, "dtype"):
         raise TypeError(f"dropout_rng is a {type(rng).__name__}; expected a random key")
-    found = f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
+    wrong = f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
     is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     if rng.ndim != 0 if is_key else rng.dtype != jnp.uint32 or rng.ndim != 1:
-        raise ValueError(found)
+        raise ValueError(wrong)
     try:
         seed = dropout.seed_of(rng)
     except TypeError:  # An old-style key of another length than the implementation's.
-        raise ValueError(found) from None
+        raise ValueError(wrong) from None
     return resolved._replace(dropout_seed=seed, dropout_rate=rate)

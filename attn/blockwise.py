@@ -32,19 +32,9 @@ from jaxtyping import Array, Float, UInt32
 
 from attn import softmax_state
 from attn.masks import Mask
-from attn.plan import (
-    QUERIES,
-    Context,
-    Inputs,
-    Plan,
-    TileSizes,
-    axes_of,
-    group_queries,
-    plan,
-    ungroup_queries,
-)
+from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
-from attn.tiles import Tile
+from attn.tiles import QUERIES, Tile, TileSizes
 
 
 def blockwise_attention(
@@ -76,7 +66,7 @@ def blockwise_attention(
       score: changes the scores; None leaves them.
       dropout_seed: of ``attn.dropout.seed_of``; None is no dropout.
       dropout_rate: the probability that a weight is dropped.
-      sides: the greatest of a tile; None is those of ``attn.plan.tile_sizes``.
+      sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.

@@ -2,19 +2,20 @@
 
 Inside ``jax.shard_map`` a type tells over which axes of the mesh an array varies. An operation that
 mixes an array that varies with one that does not first makes the second vary too, and the transpose
-of that is a sum over devices. A call of attention does so once, before its loops over tiles: within
-them arrays agree, and no sum over devices is ever in a loop.
+of that is a sum over devices. A call of attention does so once with what it is given, before its
+loops over tiles, so that arrays agree within them and no sum over devices is in a loop.
 
 On a mesh with explicit axes a type tells how an array is cut, and every operation must say how its
 result is. A call of attention says it of its results; XLA finds the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 from jaxtyping import DTypeLike
 
@@ -28,6 +29,18 @@ def varying(*trees: Any) -> tuple[str, ...]:
 def of_type(kind: Any) -> frozenset[str]:
     """Returns the axes over which arrays of this type vary."""
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+
+def abstract(shape: tuple[Any, ...], dtype: DTypeLike, operands: Sequence[Any]) -> ShapedArray:
+    """Returns the type of a result that varies as the operand, given by its type, that varies most.
+
+    All that vary do so over the same axes; see ``vary``.
+    """
+    most = max(operands, key=lambda x: len(of_type(x)))
+    if not of_type(most):
+        return ShapedArray(shape, dtype)
+    sharding = NamedSharding(most.sharding.mesh, PartitionSpec())
+    return ShapedArray(shape, dtype, sharding=sharding, manual_axis_type=most.manual_axis_type)
 
 
 def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:

@@ -4,6 +4,7 @@ Letters: ``*B`` any leading axes, none included, T queries, S keys, N query head
 heads (K divides N), H head width, V value width.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -159,11 +160,9 @@ def run(
     implementation: str | None, query: Array, key: Array, value: Array, resolved: Resolved
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp in the dtype of the computation; None is the fastest."""
-    attention = IMPLEMENTATIONS[chosen(implementation)]
-
-    def attend(*arrays):
-        return attention(*arrays, resolved.dropout_rate)
-
+    attend = functools.partial(
+        IMPLEMENTATIONS[chosen(implementation)], dropout_rate=resolved.dropout_rate
+    )
     arrays = query, key, value, *resolved[:-1]
     arrays = devices.vary(arrays, devices.varying(arrays))
     return devices.automatic(attend, query, query.ndim - 1, *arrays)

@@ -19,8 +19,8 @@ from attn import arguments, dot_product
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
-from attn.plan import Context, Plan, TileSizes, plan
-from attn.tiles import EMPTY, FULL, MIXED, Grid
+from attn.plan import Context, Plan, plan
+from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes
 
 REFUSALS = {
     "blockwise": "it would run if no implementation were named",

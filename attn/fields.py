@@ -48,7 +48,7 @@ def array(x: Any) -> Any:
     return np.asarray(x) if type(x) in (list, tuple) else x
 
 
-def on_device(tree: Any) -> Any:
+def indexable(tree: Any) -> Any:
     """Returns a tree with its NumPy arrays as JAX's, which traced indices can index."""
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 

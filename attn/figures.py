@@ -22,19 +22,8 @@ from attn import arguments, devices, softmax_state
 from attn.blockwise import attend
 from attn.dot_product import Options
 from attn.indices import expand
-from attn.plan import (
-    KEYS,
-    NEITHER,
-    QUERIES,
-    Context,
-    Inputs,
-    Plan,
-    TileSizes,
-    axes_of,
-    plan,
-    ungroup_queries,
-)
-from attn.tiles import Tile, pad
+from attn.plan import Context, Inputs, Plan, axes_of, plan, ungroup_queries
+from attn.tiles import KEYS, NEITHER, QUERIES, Tile, TileSizes, pad
 
 SIDES: TileSizes | None = None
 """The greatest sides of a tile; None is those of ``dot_product_attention``."""

@@ -100,7 +100,7 @@ class Mask:
         for name, x in (("num_queries", num_queries), ("num_keys", num_keys), ("width", width)):
             fields.count(name, x, 1)
         whole = _indices_at(batch, head, jnp.arange(num_queries), jnp.arange(num_keys))
-        jax.eval_shape(lambda: self.allow(whole))
+        jax.eval_shape(lambda: self.allow(whole))  # Line by line, no array would be too short.
         side = -(-max(num_queries, num_keys) // width)
         starts = np.arange(0, num_keys, side)
         lines = []

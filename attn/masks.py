@@ -402,7 +402,7 @@ class Where(Mask):
     def _call(self, function: Callable[..., Any], indices: Indices) -> Any:
         if self.params is None:
             return function(indices)
-        return function(indices, fields.on_device(self.params))
+        return function(indices, fields.indexable(self.params))
 
 
 def _of_batch(x: Any, indices: Indices) -> Any:

@@ -16,13 +16,11 @@ positions are the last axis: XLA's matrix products on CPU are fastest so, in bot
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, UInt32
 
 from attn import closures, dropout
@@ -30,36 +28,27 @@ from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
 from attn.masks import Lengths, Mask
+from attn.products import scores_of
 from attn.scores import Score
 from attn.tile_sum import tile_sum
-from attn.tiles import EMPTY, FULL, MIXED, Axes, Grid, Tile, ceil_div, cut, pad, put, sweep
-
-QUERIES, KEYS, NEITHER = Axes(query=-1), Axes(key=-1), Axes()
-
-
-class TileSizes(NamedTuple):
-    """The greatest sides of a tile."""
-
-    query: int
-    key: int
-
-
-def tile_sizes(
-    query_shape: tuple[int, ...], key_shape: tuple[int, ...], is_masked: bool
-) -> TileSizes:
-    """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
-
-    A tile should be large enough for both cores to share its products, and under a mask there
-    should be two along an axis, so that some can be empty.
-    """
-    *batch, num_queries, num_heads, _ = query_shape
-    most = 1024 if math.prod(batch) * num_heads == 1 else 512
-
-    def side(length):
-        halves = isinstance(length, int) and is_masked
-        return min(most, max(128, ceil_div(length, 2))) if halves else most
-
-    return TileSizes(side(num_queries), side(key_shape[-3]))
+from attn.tiles import (
+    EMPTY,
+    FULL,
+    KEYS,
+    MIXED,
+    NEITHER,
+    QUERIES,
+    Axes,
+    Grid,
+    Tile,
+    TileSizes,
+    cut,
+    grid_of,
+    pad,
+    put,
+    sweep,
+    tile_sizes,
+)
 
 
 class Inputs(NamedTuple):
@@ -107,7 +96,7 @@ class Plan:
         return tile_indices(self.batch, self.num_heads, *self.grid.positions(i, j))
 
     def kinds(self, context: Context, i) -> Array:
-        """Returns the kinds of the tiles of a row."""
+        """Returns the kinds of the tiles of a row: all full, if there is no mask."""
         columns = jnp.arange(self.grid.counts[1])
         kind = self.kind
         if kind is None:
@@ -209,7 +198,7 @@ class Plan:
             query = jnp.where(asks, query, 0)
             key = jnp.where(seen, key, 0)
             value = None if value is None else jnp.where(seen, value, 0)
-        scores = _products(group_queries(query * parts.scale), key)
+        scores = scores_of(group_queries(query * parts.scale), key)
         scores = jnp.reshape(scores, (*batch, group_size, side, key.shape[-1]))
         if parts.bias is not None:
             scores += parts.bias.astype(scores.dtype)
@@ -257,7 +246,7 @@ def plan(
       score: changes the scores; None leaves them.
       dropout_seed: of ``attn.dropout.seed_of``; None is no dropout.
       dropout_rate: the probability that a weight is dropped.
-      sides: the greatest of a tile; None is ``tile_sizes`` of these shapes.
+      sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
     """
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
@@ -279,18 +268,6 @@ def plan(
         function, params = closures.explicit(score, example(shape, dtype, axes), indices)
     made = dataclasses.replace(made, allow=allow, kind=kind, score=function)
     return made, Context(allow_arrays, kind_arrays, dropout_seed), params
-
-
-def grid_of(num_queries: int, num_keys: int, most: TileSizes) -> Grid:
-    """Returns the fewest tiles of at most these sides, of sides as equal as they can be.
-
-    Along an axis of symbolic length (``jax.export``) they are of just these sides.
-    """
-
-    def side(length, most):
-        return ceil_div(length, ceil_div(length, most)) if isinstance(length, int) else most
-
-    return Grid(num_queries, num_keys, side(num_queries, most.query), side(num_keys, most.key))
 
 
 def within(grid: Grid, mask: Mask | None) -> Mask | None:
@@ -334,9 +311,3 @@ def group_queries(x: Float[Array, "*B G t"]) -> Float[Array, "*B Q"]:
 def ungroup_queries(x: Float[Array, "*B Q"], group_size: int) -> Float[Array, "*B G t"]:
     """Returns them as two axes again."""
     return jnp.reshape(x, (*x.shape[:-1], group_size, x.shape[-1] // group_size))
-
-
-def _products(query: Float[Array, "*B H Q"], key: Float[Array, "*B H s"]) -> Array:
-    batch = tuple(range(query.ndim - 2))
-    width = query.ndim - 2
-    return lax.dot_general(query, key, (((width,), (width,)), (batch, batch)))

@@ -314,7 +314,7 @@ class Function(Score):
     params: PyTree = None
 
     def __call__(self, scores, indices):
-        return self.function(scores, indices, fields.on_device(self.params))
+        return self.function(scores, indices, fields.indexable(self.params))
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
         if not callable(self.function):

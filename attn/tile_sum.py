@@ -22,14 +22,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from attn.devices import example, of_type, varying
+from attn.devices import abstract, example, varying
+from attn.products import small_first
 from attn.tiles import Axes, Grid, Tile, agreed, cut, part_shape, put, sweep, whole_shape
 
 
@@ -187,7 +185,7 @@ class _Sum:
                 example(part_shape(self.grid, x, self.in_axes[k]), x.dtype, axes)
                 for k, x in zip(linear, outs, strict=True)
             ]
-            return _small_first(jax.linear_transpose(of_linear, *parts))(list(cotangents))
+            return small_first(jax.linear_transpose(of_linear, *parts))(list(cotangents))
 
         return dataclasses.replace(
             self,
@@ -227,49 +225,6 @@ def _accumulate(grid: Grid, x: Array, part: Array, axes: Axes, tile: Tile) -> Ar
     return put(grid, x, cut(grid, x, axes, tile.i, tile.j) + part, axes, tile.i, tile.j)
 
 
-def _small_first(function: Callable) -> Callable:
-    """Returns the function with the smaller operand of every matrix product on the left.
-
-    JAX's transpose of a product puts the cotangent, here a tile of scores, first; contracted over
-    its rows there, it costs XLA's matrix product on CPU twice the time.
-    """
-
-    def evaluated(*arguments):
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        values.update(zip(closed.jaxpr.invars, jax.tree.leaves(arguments), strict=True))
-
-        def read(x):
-            return x.val if isinstance(x, Literal) else values[x]
-
-        for equation in closed.jaxpr.eqns:
-            operands = [read(x) for x in equation.invars]
-            if equation.primitive is lax.dot_general_p and operands[0].size > operands[1].size:
-                outs = [_swapped(*operands, **equation.params)]
-            else:
-                outs = equation.primitive.bind(*operands, **equation.params)
-                outs = outs if equation.primitive.multiple_results else [outs]
-            values.update(zip(equation.outvars, outs, strict=True))
-        return jax.tree.unflatten(
-            jax.tree.structure(shapes), [read(x) for x in closed.jaxpr.outvars]
-        )
-
-    return evaluated
-
-
-def _swapped(left: Array, right: Array, *, dimension_numbers, **params) -> Array:
-    """Returns ``lax.dot_general(left, right)``, computed with its operands exchanged."""
-    (contract, contracted), (batch, batched) = dimension_numbers
-    swapped = lax.dot_general_p.bind(
-        right, left, dimension_numbers=((contracted, contract), (batched, batch)), **params
-    )
-    shared, last = len(batch), left.ndim - len(contract)
-    first = right.ndim - len(contracted)
-    return jnp.moveaxis(
-        swapped, tuple(range(first, first + last - shared)), tuple(range(shared, last))
-    )
-
-
 tile_sum_p = Primitive("tile_sum")
 tile_sum_p.multiple_results = True
 tile_sum_p.def_impl(lambda *leaves, sum: sum.run(*leaves))
@@ -277,12 +232,7 @@ tile_sum_p.def_impl(lambda *leaves, sum: sum.run(*leaves))
 
 @tile_sum_p.def_abstract_eval
 def _abstract_eval(*leaves, sum):
-    most = max(leaves, key=lambda x: len(of_type(x)))
-    varies = {}
-    if of_type(most):
-        sharding = NamedSharding(most.sharding.mesh, PartitionSpec())
-        varies = {"sharding": sharding, "manual_axis_type": most.manual_axis_type}
-    return [ShapedArray(x.shape, x.dtype, **varies) for x in sum.outs]
+    return [abstract(x.shape, x.dtype, leaves) for x in sum.outs]
 
 
 mlir.register_lowering(

@@ -10,6 +10,7 @@ is empty for all; a tile on which they disagree is mixed.
 Letters: T queries, S keys, i and j the indices of a tile, t and s its sides.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -53,11 +54,51 @@ def ceil_div(a: Any, b: int) -> Any:
     return -(-a // b)
 
 
+class TileSizes(NamedTuple):
+    """The greatest sides of a tile."""
+
+    query: int
+    key: int
+
+
+def tile_sizes(
+    query_shape: tuple[Any, ...], key_shape: tuple[Any, ...], is_masked: bool
+) -> TileSizes:
+    """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
+
+    A tile should be large enough for both cores to share its products, and under a mask there
+    should be two along an axis, so that some can be empty.
+    """
+    *batch, num_queries, num_heads, _ = query_shape
+    most = 1024 if math.prod(batch) * num_heads == 1 else 512
+
+    def side(length):
+        halves = isinstance(length, int) and is_masked
+        return min(most, max(128, ceil_div(length, 2))) if halves else most
+
+    return TileSizes(side(num_queries), side(key_shape[-3]))
+
+
+def grid_of(num_queries: Any, num_keys: Any, most: TileSizes) -> Grid:
+    """Returns the fewest tiles of at most these sides, of sides as equal as they can be.
+
+    Along an axis of symbolic length (``jax.export``) they are of just these sides.
+    """
+
+    def side(length, most):
+        return ceil_div(length, ceil_div(length, most)) if isinstance(length, int) else most
+
+    return Grid(num_queries, num_keys, side(num_queries, most.query), side(num_keys, most.key))
+
+
 class Axes(NamedTuple):
     """Which axes of an array are cut, counted from the end (-1 is the last); None is none."""
 
     query: int | None = None
     key: int | None = None
+
+
+QUERIES, KEYS, NEITHER = Axes(query=-1), Axes(key=-1), Axes()
 
 
 class Tile(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 
 from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
-from attn.plan import TileSizes
+from attn.tiles import TileSizes
 
 SMALL_TILES = "blockwise in small tiles"
 

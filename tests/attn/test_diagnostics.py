@@ -11,7 +11,7 @@ import pytest
 import attn
 from attn import diagnostics, masks, scores
 from attn import figures as sums
-from attn.plan import TileSizes
+from attn.tiles import TileSizes
 from tests.attn.cases import (
     FLOAT64,
     Case,

@@ -13,8 +13,8 @@ import attn
 from attn import masks
 from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
-from attn.plan import TileSizes
 from attn.testing import oracle
+from attn.tiles import TileSizes
 from tests.attn.cases import FLOAT64, assert_close, jit
 from tests.attn.laws import second_order
 

@@ -122,7 +122,7 @@ FROM_THE_GROUND_UP = (
         "dropout",
     ),
     *("fields", "mask_algebra", "masks", "scores", "reference"),
-    *("tiles", "tile_sum", "plan", "blockwise"),
+    *("products", "tiles", "tile_sum", "plan", "blockwise"),
     *(
         "arguments",
         "dot_product",
