@@ -10,7 +10,7 @@ With a rotary code the model learns the offset. Without a position code (--model
 higher too at step 700 (1.905 nats against 1.807), where that run was stopped.
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
 from experiments.tasks import RepeatedText
 
 
@@ -23,7 +23,7 @@ def get_config() -> Config:
         ),
         task=RepeatedText(num_characters=96),
         model=ModelConfig(num_heads=1, position="rotary"),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
+        sweep=SweepConfig(learning_rates=(1e-2,), seeds=1),
         train=TrainConfig(steps=800, batch_size=32),
         evaluate=EvaluateConfig(num_answers=100_000),
     )

@@ -6,7 +6,7 @@ Expected  attention 100 %, window 30 %: all of what lies within 6 tokens, chance
           reach of 10. Seed 0.
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
 from experiments.tasks import Induction
 
 
@@ -16,7 +16,7 @@ def get_config() -> Config:
         claim="Attention completes a pattern wherever it first stood; a window of 4 does not.",
         task=Induction(length=32),
         model=ModelConfig(num_heads=1, window=4),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        train=TrainConfig(steps=150, checkpoint_every=50),
+        train=TrainConfig(steps=150, stop_accuracy=0.999, checkpoint_every=50),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=2),
         evaluate=EvaluateConfig(num_answers=2000),
     )

@@ -1,9 +1,14 @@
-"""Checkpoints of a train state, by orbax: complete or not there."""
+"""Checkpoints of the states of runs, by orbax: complete or not there.
+
+Only the places that hold runs are written: how many others there are depends on the devices.
+"""
 
 import logging
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.train import TrainState
@@ -11,22 +16,29 @@ from experiments.train import TrainState
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def save(folder: pathlib.Path, state: TrainState) -> None:
-    """Writes the state under its step, unless it is there; keeps the one before it too."""
-    step = int(state.step)
+def save(folder: pathlib.Path, state: TrainState, num_runs: int) -> None:
+    """Writes the states of the first ``num_runs`` places; keeps the checkpoint before it too.
+
+    A checkpoint is named by the most steps that a run has done. Runs that go on are in step, so
+    the name is new unless every run diverged at once: then the one that is there is as good.
+    """
+    step = int(np.max(state.step[:num_runs]))
     with _manager(folder) as manager:
         if manager.latest_step() != step:
-            manager.save(step, args=ocp.args.StandardSave(state))
+            kept = jax.device_get(jax.tree.map(lambda x: x[:num_runs], state))
+            manager.save(step, args=ocp.args.StandardSave(kept))
 
 
-def restore(folder: pathlib.Path, blank: TrainState) -> TrainState:
-    """Returns the latest state, placed as ``blank`` is; ``blank`` itself if there is none."""
+def restore(folder: pathlib.Path, blank: TrainState, num_runs: int) -> TrainState:
+    """Returns the latest states, placed as ``blank`` is; ``blank`` itself if there are none."""
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             return blank
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, blank)
-        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        kept = jax.device_get(jax.tree.map(lambda x: x[:num_runs], blank))
+        kept = manager.restore(step, args=ocp.args.StandardRestore(kept))
+    whole = jax.tree.map(lambda new, old: jnp.concatenate([new, old[num_runs:]]), kept, blank)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), whole, blank)
 
 
 def _manager(folder: pathlib.Path) -> ocp.CheckpointManager:

@@ -3,23 +3,33 @@
 A file in ``configs/`` returns a ``Config``; the command line may replace any field of it
 (``--model.num-heads 8``). A task's own settings are the fields of its class in
 ``experiments/tasks/``, where they stand beside its definition.
+
+The models that a run compares are named by what sets them apart: a mixer, and the fields of
+``ModelConfig`` in which it differs from ``Config.model``, as in ``attention,position=rotary`` or
+``gru,short_convolution=0,width=128``.
 """
 
 import dataclasses
 import math
+import pathlib
 from typing import Any, Literal, Union, get_args
 
 from experiments.models import MIXERS
 from experiments.tasks import TASKS, Induction
 
 AnyTask = Union[tuple(TASKS.values())]  # noqa: UP007 - built from the registry
-PositionCode = Literal["none", "learned", "sinusoidal", "rotary"]
+PositionCode = Literal["none", "learned", "sinusoidal", "rotary", "alibi", "relative"]
+
+MAX_SEED = 2**30
+"""Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The decoder; all mixers of a run share it."""
+    """The decoder. The models of a run share it but for what their names change."""
 
+    mixer: str = "attention"
+    """What mixes positions; a name of experiments.models.MIXERS."""
     width: int = 64
     """D, the width of an embedded token."""
     num_layers: int = 2
@@ -40,7 +50,12 @@ class ModelConfig:
         _check(self, "short_convolution mlp_ratio", lambda x: x >= 0, "0 or more")
         _check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
         positions = get_args(PositionCode)
+        _check(self, "mixer", lambda x: x in MIXERS, f"one of {', '.join(MIXERS)}")
         _check(self, "position", lambda x: x in positions, f"one of {', '.join(positions)}")
+        if self.position in ("rotary", "alibi", "relative"):
+            takers = [name for name, mixer in MIXERS.items() if mixer.takes_scores]
+            expected = f"one of {', '.join(takers)} for the position code {self.position!r}"
+            _check(self, "mixer", lambda x: x in takers, expected)
         if self.position in ("sinusoidal", "rotary"):
             even = "even (width, and width / num_heads for rotary) for this position code"
             divisor = self.num_heads * 2 if self.position == "rotary" else 2
@@ -51,8 +66,6 @@ class ModelConfig:
 class OptimizerConfig:
     """Adam with decoupled weight decay; the rate warms up linearly and falls to 0 as a cosine."""
 
-    learning_rate: float = 3e-3
-    """The peak rate."""
     warmup_steps: int = 50
     """Steps in which the rate rises from 0 to its peak."""
     weight_decay: float = 0.0
@@ -61,9 +74,33 @@ class OptimizerConfig:
     """Gradients of greater global norm are scaled down to this one."""
 
     def __post_init__(self):
-        _check(self, "learning_rate", lambda x: 0 < x < math.inf, "above 0")
         _check(self, "clip_norm", lambda x: x > 0, "above 0")
         _check(self, "warmup_steps weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Which runs each model is given: a search for its learning rate, then fresh seeds."""
+
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Peak rates that are tried; one of them for no search."""
+    tuning_seeds: int = 2
+    """Runs a rate in the search; their seeds are never reported."""
+    seeds: int = 5
+    """Fresh runs at the chosen rate: what is reported."""
+
+    def __post_init__(self):
+        _check(self, "tuning_seeds seeds", lambda x: x >= 1, "1 or more")
+        _check(
+            self,
+            "learning_rates",
+            lambda rates: (
+                rates
+                and all(0 < rate < math.inf for rate in rates)
+                and list(rates) == sorted(set(rates))
+            ),
+            "one or more rates above 0, in rising order",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +112,9 @@ class TrainConfig:
     batch_size: int = 64
     """Rows a step; every row is fresh."""
     steps_per_dispatch: int = 25
-    """Steps that run on the device without coming back to the host."""
+    """Steps that run on the device without coming back to the host; metrics are their means."""
+    stop_accuracy: float | None = None
+    """A run stops once the answers of a whole dispatch are right by so much; None for never."""
     checkpoint_every: int = 100
     """Steps between checkpoints: at most so much is computed again after a kill."""
 
@@ -84,6 +123,7 @@ class TrainConfig:
         _check(self, fields, lambda x: x >= 1, "1 or more")
         divides = "a multiple of steps_per_dispatch"
         _check(self, "steps checkpoint_every", lambda x: x % self.steps_per_dispatch == 0, divides)
+        _check(self, "stop_accuracy", lambda x: x is None or 0 < x <= 1, "in (0, 1], or None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,56 +131,90 @@ class EvaluateConfig:
     """What the trained model is asked."""
 
     num_answers: int = 10_000
-    """Answers asked at each length, at least."""
+    """Answers asked of each run at each length, at least; of those of the search on the valid
+    split."""
     batch_size: int = 64
     """Rows evaluated at once."""
     lengths: tuple[int, ...] = ()
     """Row lengths to evaluate at; empty for the task's own."""
-    num_maps: int = 16
-    """Rows whose attention maps are taken, to see the weight on each answer's source."""
+    success_accuracy: float = 0.99
+    """A run has succeeded if so many of its test answers are right; the threshold, too, of the
+    steps that it took."""
+    num_probe_rows: int = 16
+    """Rows on which the probes look inside: attention maps, blocked sources, gradients."""
+    cost_lengths: tuple[int, ...] = ()
+    """Row lengths at which time and memory of a training step are measured; empty for none."""
 
     def __post_init__(self):
-        _check(self, "num_answers batch_size num_maps", lambda x: x >= 1, "1 or more")
-        _check(self, "lengths", lambda x: all(length >= 1 for length in x), "lengths of 1 or more")
+        _check(self, "num_answers batch_size num_probe_rows", lambda x: x >= 1, "1 or more")
+        _check(self, "success_accuracy", lambda x: 0 < x <= 1, "in (0, 1]")
+        in_range = "lengths of 1 or more"
+        _check(self, "lengths cost_lengths", lambda x: all(n >= 1 for n in x), in_range)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: a task, the mixers compared on it, and everything that determines their numbers."""
+    """One run: a task, the models compared on it, and everything that determines their numbers."""
 
     claim: str = ""
     """What the run is to show, in one sentence."""
     task: AnyTask = dataclasses.field(default_factory=Induction)  # pyright: ignore
     """The task and its settings."""
-    mixers: tuple[str, ...] = ("attention", "window")
-    """What is compared, the first being the claim's subject; names of experiments.models.MIXERS."""
+    models: tuple[str, ...] = ("attention", "window")
+    """What is compared, the claim's subject first: a mixer each, and where it differs from
+    ``model`` (attention,position=rotary)."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    """The decoder that all mixers share."""
+    """The decoder that all models share, but for what their names change."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """How it learns."""
+    """How they learn."""
+    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
+    """At which rates, and from how many seeds."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    """How long it learns."""
+    """How long they learn."""
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    """What it is asked then."""
+    """What they are asked then."""
     seed: int = 0
-    """Determines initial parameters and the order of the data."""
+    """The first of the reported seeds; determines initial parameters and the order of the data."""
 
     def __post_init__(self):
-        known = f"one or more of {', '.join(MIXERS)}, each once"
-        _check(
-            self,
-            "mixers",
-            lambda names: names and set(names) <= set(MIXERS) and len(set(names)) == len(names),
-            known,
-        )
-        _check(self, "seed", lambda x: 0 <= x < 2**31 - 1, "in [0, 2^31 - 1)")
-        for length in self.evaluation_lengths:
+        _check(self, "models", _are_distinct, "one or more, each once")
+        seeds = max(self.sweep.seeds, self.sweep.tuning_seeds)
+        end = MAX_SEED - seeds - 1  # the last seeds of all are those of the rows that are asked
+        _check(self, "seed", lambda x: 0 <= x < end, f"in [0, {end})")
+        models = [self.model_of(name) for name in self.models]
+        for length in self.evaluation_lengths + self.evaluate.cost_lengths:
             self.task.with_length(length)
-        if self.model.position == "learned" and max(self.evaluation_lengths) > self.task.length:
+        longest = max(self.evaluation_lengths + self.evaluate.cost_lengths)
+        if any(m.position == "learned" for m in models) and longest > self.task.length:
             raise ValueError(
-                f"evaluate.lengths is {self.evaluate.lengths}; expected none above the task's "
+                f"evaluate.lengths or cost_lengths has {longest}; expected none above the task's "
                 f"{self.task.length}, for a learned position code knows no others"
             )
+
+    def model_of(self, name: str) -> ModelConfig:
+        """Returns the settings of one of ``models``; ValueError if its name has no meaning."""
+        mixer, *changes = name.split(",")
+        fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
+        settings: dict[str, Any] = {"mixer": mixer}
+        for change in changes:
+            field, _, value = change.partition("=")
+            if field not in fields or field == "mixer":
+                known = ", ".join(sorted(set(fields) - {"mixer"}))
+                raise ValueError(
+                    f"models has {name!r}; expected a mixer and changes FIELD=VALUE after commas, "
+                    f"FIELD being one of {known}"
+                )
+            kind = type(fields[field].default)
+            try:
+                settings[field] = kind(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"models has {name!r}; expected {field} to be of type {kind.__name__}"
+                ) from error
+        try:
+            return dataclasses.replace(self.model, **settings)
+        except ValueError as error:
+            raise ValueError(f"models has {name!r}: {error}") from error
 
     @property
     def evaluation_lengths(self) -> tuple[int, ...]:
@@ -148,9 +222,65 @@ class Config:
         return self.evaluate.lengths or (self.task.length,)
 
     @property
-    def tokens(self) -> int:
-        """Tokens that each mixer is trained on."""
+    def reported_seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs that are reported."""
+        return tuple(range(self.seed, self.seed + self.sweep.seeds))
+
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Seeds of the search, apart from all that are reported; none if there is one rate."""
+        if len(self.sweep.learning_rates) == 1:
+            return ()
+        first = MAX_SEED + self.seed
+        return tuple(range(first, first + self.sweep.tuning_seeds))
+
+    @property
+    def runs_per_model(self) -> int:
+        """Runs that a model is given, those of the search included."""
+        return len(self.tuning_seeds) * len(self.sweep.learning_rates) + self.sweep.seeds
+
+    @property
+    def tokens_per_run(self) -> int:
+        """Tokens that a run is trained on if it does not stop early."""
         return self.train.steps * self.train.batch_size * self.task.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Several configs that are run one after the other and reported on one page."""
+
+    claim: str
+    """What they show together, in one sentence."""
+    members: tuple[str, ...]
+    """Files of configs, beside the suite's own."""
+    quick: bool = False
+    """Whether each is cut down (``quick``): every figure in minutes, its numbers rough."""
+    seed: int = 0
+    """Replaces that of every member."""
+
+    def __post_init__(self):
+        def have_names(members: tuple[str, ...]) -> bool:
+            return _are_distinct(tuple(pathlib.PurePath(member).stem for member in members))
+
+        _check(self, "members", have_names, "one or more, no two of one name")
+
+
+def quick(config: Config) -> Config:
+    """Returns the config with a tenth of its work: one rate, two seeds, few models and answers."""
+    rates, train, evaluate = config.sweep.learning_rates, config.train, config.evaluate
+    steps = max(train.steps // 4 // train.steps_per_dispatch, 1) * train.steps_per_dispatch
+    return dataclasses.replace(
+        config,
+        models=config.models[:4],
+        sweep=SweepConfig(learning_rates=(rates[len(rates) // 2],), seeds=2),
+        train=dataclasses.replace(train, steps=steps, checkpoint_every=steps),
+        evaluate=dataclasses.replace(
+            evaluate,
+            num_answers=min(evaluate.num_answers, 1000),
+            lengths=evaluate.lengths[:3],
+            cost_lengths=evaluate.cost_lengths[:2],
+        ),
+    )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -159,6 +289,28 @@ def to_dict(config: Config) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
     plain["task"] = {"name": names[type(config.task)], **plain["task"]}
     return plain
+
+
+def from_dict(plain: dict[str, Any]) -> Config:
+    """Returns the config that ``to_dict`` made these plain values of."""
+    task = {name: value for name, value in plain["task"].items() if name != "name"}
+    parts = {
+        "task": TASKS[plain["task"]["name"]](**_tuples(task)),
+        "model": ModelConfig(**_tuples(plain["model"])),
+        "optimizer": OptimizerConfig(**_tuples(plain["optimizer"])),
+        "sweep": SweepConfig(**_tuples(plain["sweep"])),
+        "train": TrainConfig(**_tuples(plain["train"])),
+        "evaluate": EvaluateConfig(**_tuples(plain["evaluate"])),
+    }
+    return Config(claim=plain["claim"], models=tuple(plain["models"]), seed=plain["seed"], **parts)
+
+
+def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+
+
+def _are_distinct(names: tuple[str, ...]) -> bool:
+    return len(names) > 0 and len(set(names)) == len(names)
 
 
 def _check(config: Any, names: str, accept: Any, expected: str) -> None:

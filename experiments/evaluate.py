@@ -1,127 +1,161 @@
-"""What a trained model reaches: by distance of the source, by position, and where it looks.
+"""What trained models reach: by distance of the source, by position, by row.
 
-The test rows are the same for every mixer and every seed. An evaluation is plain values, ready to
-be written as JSON: per length a summary, a list of distance bins, a list of positions, and the
-attention weight that each layer and head puts on the true source.
+The rows asked are the same for every model and every seed. An evaluation is plain values, ready to
+be written as JSON.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import Config
 from experiments.models.decoder import build_decoder
-from experiments.tasks import NO_SOURCE, Batch, Task
+from experiments.runs import each_run
+from experiments.tasks import NO_SOURCE, UNASKED, Batch, Split
 from experiments.train import answer_losses
 
-TEST_SEED = 2**31 - 1
-"""Of the test rows; no run can train with it (``Config.seed`` is below)."""
+ROWS_SEED = {"valid": 2**31 - 2, "test": 2**31 - 1}
+"""Of the rows of each split; no run can train with these (``config.MAX_SEED``)."""
 MAX_BINS = 12
 """Distance bins at most."""
 
 
 class Answers(NamedTuple):
-    """Every answer that was asked, one row of each array a row of the test set."""
+    """Every answer of the asked rows of one run, ``[rows, A]`` each."""
 
-    correct: Any
-    bits: Any
+    right: Any
+    """Whether it is right."""
+    loss: Any
+    """In bits, or the squared error where answers are numbers."""
+    asked: Any
+    """Whether this place was asked at all."""
     positions: Any
     distances: Any
 
 
-def evaluate(config: Config, mixer: str, params: Any, data: Any) -> dict[str, Any]:
-    """Returns the evaluation of one mixer at every length of the config.
+class Questions:
+    """The rows that every model of a config is asked, made once: at least ``num_answers``."""
 
-    Args:
-      config: of the run.
-      mixer: which of its mixers.
-      params: trained parameters.
-      data: of the test split.
+    def __init__(self, config: Config, data: Mapping[str, Any]):
+        """Takes the config and the task's arrays by split; rows are made when they are needed."""
+        self.config = config
+        self.data = data
+        self._made: dict[tuple[str, int], Batch] = {}
+
+    def rows(self, split: Split, length: int) -> Batch:
+        """Returns the rows of a split at a length, in batches: ``[batches, B, ...]``."""
+        if (split, length) not in self._made:
+            task, batch_size = self.config.task.with_length(length), self.config.evaluate.batch_size
+            rng = jax.random.key(ROWS_SEED[split])
+
+            @jax.jit
+            def sample(data: Any) -> Batch:
+                def batch(index: Any) -> Batch:
+                    return task.sample(jax.random.fold_in(rng, index), batch_size, data)
+
+                count = -(
+                    -self.config.evaluate.num_answers // jax.eval_shape(batch, 0).targets.size
+                )
+                return jax.lax.map(batch, jnp.arange(count))
+
+            self._made[split, length] = sample(self.data[split])
+        return self._made[split, length]
+
+    def first(self, length: int, count: int) -> Batch:
+        """Returns the first ``count`` test rows of a length, as NumPy arrays."""
+        rows = self.rows("test", length)
+        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], rows)
+
+
+def build_ask(
+    config: Config, model: str, num_slots: int, length: int
+) -> Callable[[Any, Any, Batch], list[Answers]]:
+    """Returns a function from stacked parameters, which of them count, and rows, to answers.
+
+    It is compiled once for all splits whose rows have the same shapes.
     """
-    lengths = {}
-    for length in config.evaluation_lengths:
-        task = config.task.with_length(length)
-        lengths[str(length)] = summarise(ask(config, task, mixer, params, data))
-    return {
-        "mixer": mixer,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "lengths": lengths,
-        "attention": attention_on_source(config, mixer, params, data),
-    }
+    task = config.task.with_length(length)
+    decoder = build_decoder(config.task, config.model_of(model))
+    unit = 1.0 if task.num_classes is None else math.log(2)
 
+    def ask(params: Any, is_run: Any, rows: Batch) -> Any:
+        blank = jnp.zeros(rows.targets.shape, bool), jnp.zeros(rows.targets.shape)
 
-def ask(config: Config, task: Task, mixer: str, params: Any, data: Any) -> Answers:
-    """Returns what the model answers on at least ``evaluate.num_answers`` test answers."""
-    decoder = build_decoder(config.task, config.model, mixer)
-    batch_size = config.evaluate.batch_size
+        def of_batch(batch: Batch) -> Any:
+            losses, right, _ = answer_losses(task, decoder, params, batch)
+            return right, losses / unit
 
-    @jax.jit
-    def answer(params: Any, data: Any, index: Any) -> Answers:
-        batch = test_batch(task, index, batch_size, data)
-        losses, correct = answer_losses(decoder, params, batch)
-        return Answers(correct, losses / math.log(2), batch.positions, batch.distances)
+        return jax.lax.cond(is_run, lambda: jax.lax.map(of_batch, rows), lambda: blank)
 
-    batches = [jax.device_get(answer(params, data, 0))]
-    missing = config.evaluate.num_answers - batches[0].correct.size
-    for index in range(1, 1 + math.ceil(max(missing, 0) / batches[0].correct.size)):
-        batches.append(jax.device_get(answer(params, data, index)))
-    return Answers(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
+    stacked = each_run(ask, num_slots)
 
+    def answers_of_runs(params: Any, is_run: Any, rows: Batch) -> list[Answers]:
+        asked = np.asarray(rows.targets) != UNASKED
+        if task.num_classes is None:
+            asked = np.ones_like(asked)
+        shared = (asked, rows.positions, rows.distances)
+        of_runs = zip(*jax.device_get(stacked(params, is_run, rows)), strict=True)
+        return [
+            Answers(*(np.asarray(x).reshape(-1, x.shape[-1]) for x in (*of_run, *shared)))
+            for of_run, counts in zip(of_runs, is_run, strict=True)
+            if counts
+        ]
 
-def test_batch(task: Task, index: Any, batch_size: int, data: Any) -> Batch:
-    """Returns one batch of the fixed test set."""
-    return task.sample(jax.random.fold_in(jax.random.key(TEST_SEED), index), batch_size, data)
+    return answers_of_runs
 
 
 def summarise(answers: Answers) -> dict[str, Any]:
-    """Returns the scores over all answers, with and without a source, by distance, by position."""
-    known = answers.distances != NO_SOURCE
-    groups = {"with_source": known, "without_source": ~known}
+    """Returns the scores of one run: with and without a source, by distance, position and row."""
+    has_source = answers.asked & (answers.distances != NO_SOURCE)
+    groups = {"with_source": has_source, "without_source": answers.asked & ~has_source}
+    bins = distance_bins(answers.distances[has_source])
+    in_bins = [
+        has_source & (answers.distances >= low) & (answers.distances <= high) for low, high in bins
+    ]
+    filled = [(*ends, in_bin) for ends, in_bin in zip(bins, in_bins, strict=True) if in_bin.any()]
+    positions = np.unique(answers.positions[answers.asked])
+    at_position = [answers.asked & (answers.positions == p) for p in positions]
     return {
-        "rows": len(answers.correct),
         **{name: score(answers, group) for name, group in groups.items() if group.any()},
-        "by_distance": [
-            {"from": low, "to": high, **score(answers, in_bin)}
-            for low, high in distance_bins(answers.distances[known])
-            if (in_bin := (answers.distances >= low) & (answers.distances <= high)).any()
-        ],
-        "by_position": [
-            {"position": int(position), **score(answers, answers.positions == position)}
-            for position in np.unique(answers.positions)
-        ],
+        "rows": len(answers.right),
+        "rows_right": float(np.mean(np.all(answers.right | ~answers.asked, axis=1))),
+        "by_distance": {
+            "from": [low for low, _, _ in filled],
+            "to": [high for _, high, _ in filled],
+            **columns(answers, [in_bin for _, _, in_bin in filled]),
+        },
+        "by_position": {"position": positions.tolist(), **columns(answers, at_position)},
+    }
+
+
+def columns(answers: Answers, groups: list[Any]) -> dict[str, list[float]]:
+    """Returns number, accuracy and loss of the answers of each group."""
+    return {
+        "answers": [int(group.sum()) for group in groups],
+        "accuracy": [rounded(answers.right[group].mean()) for group in groups],
+        "loss": [rounded(answers.loss[group].mean()) for group in groups],
     }
 
 
 def score(answers: Answers, group: Any) -> dict[str, Any]:
-    """Returns accuracy and bits over a group of answers, with 95 % intervals.
+    """Returns accuracy and loss over a group of answers, and a 95 % interval of the loss.
 
-    That of bits takes rows as independent, that of accuracy answers.
+    The interval takes rows as independent. That of accuracy follows from the numbers
+    (``statistics.wilson_interval``).
     """
-    correct, bits = answers.correct[group], answers.bits[group]
-    rows = np.nonzero(group)[0]
-    spread = np.bincount(rows, bits - bits.mean(), minlength=len(group))
-    half = 1.96 * math.sqrt(np.sum(spread**2)) / len(bits)
+    loss = answers.loss[group]
+    spread = np.bincount(np.nonzero(group)[0], loss - loss.mean(), minlength=len(group))
+    half = 1.96 * math.sqrt(np.sum(spread**2)) / len(loss)
     return {
-        "answers": len(correct),
-        "accuracy": float(correct.mean()),
-        "accuracy_interval": wilson_interval(float(correct.sum()), len(correct)),
-        "bits": float(bits.mean()),
-        "bits_interval": [float(bits.mean() - half), float(bits.mean() + half)],
+        "answers": len(loss),
+        "accuracy": rounded(answers.right[group].mean()),
+        "loss": rounded(loss.mean()),
+        "loss_interval": [rounded(loss.mean() - half), rounded(loss.mean() + half)],
     }
-
-
-def wilson_interval(successes: float, trials: int, z: float = 1.96) -> list[float]:
-    """Returns the interval of a proportion that has 95 % coverage, also near 0 and 1.
-
-    References:
-      Wilson, "Probable inference", JASA 1927; Agresti & Coull, The American Statistician 1998.
-    """
-    rate = successes / trials
-    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def distance_bins(distances: Any) -> list[tuple[int, int]]:
@@ -133,52 +167,6 @@ def distance_bins(distances: Any) -> list[tuple[int, int]]:
     return [(start, min(start + width - 1, high)) for start in range(low, high + 1, width)]
 
 
-def attention_on_source(
-    config: Config, mixer: str, params: Any, data: Any
-) -> dict[str, Any] | None:
-    """Returns the mean attention weight on the true source, by layer and head, and one map.
-
-    A source stands at its own positions and in the few after them, into which the short
-    convolution carries it; the weight is on all of these. ``uniform`` is the weight that a query
-    would put there if it looked at all of its past alike. None for a mixer without weights.
-    """
-    decoder = build_decoder(config.task, config.model, mixer)
-    carried = max(config.model.short_convolution - 1, 0)
-
-    @jax.jit
-    def look(params: Any, data: Any):
-        batch = test_batch(config.task, 0, config.evaluate.num_maps, data)
-        _, sown = decoder.apply(
-            {"params": params}, batch.inputs, batch.positions, mutable=["intermediates"]
-        )
-        layers: Any = sown.get("intermediates", {})
-        names = (f"mixer_{layer}" for layer in range(config.model.num_layers))
-        return batch, [layers[name]["weights"][0] for name in names if name in layers]
-
-    batch, maps = jax.device_get(look(params, data))
-    if not maps:
-        return None
-    known = batch.sources != NO_SOURCE
-    row, _ = np.nonzero(known)
-    asked, source = batch.positions[known], batch.sources[known]
-    span = source[:, None] + np.arange(1 - config.task.source_width, carried + 1)
-    span = np.minimum(span, asked[:, None])
-    is_first = np.diff(span, prepend=-1) > 0
-    mass = np.stack(
-        [
-            (m[row[:, None], :, asked[:, None], span] * is_first[..., None]).sum(1).mean(0)
-            for m in maps
-        ]
-    )
-    layer, head = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
-    return {
-        "mass_on_source": mass.tolist(),
-        "uniform": float(np.mean(is_first.sum(1) / (asked + 1))),
-        "best": {"layer": layer, "head": head, "mass": float(mass[layer, head])},
-        "example": {
-            "map": np.round(maps[layer][0, head], 4).tolist(),
-            "positions": batch.positions[0].tolist(),
-            "sources": batch.sources[0].tolist(),
-            "spans": [config.task.source_width - 1, carried],
-        },
-    }
+def rounded(value: Any) -> float:
+    """Returns a number to the six digits that records keep."""
+    return float(f"{float(value):.6g}")

@@ -3,20 +3,27 @@
     runs/NAME-DIGEST/           DIGEST is of the resolved config: another config, another folder
       config.json               the resolved config, and what the data is
       environment.json          versions, device, commit of each start
-      MIXER/metrics.jsonl       a line a step
-      MIXER/checkpoints/STEP/   parameters, optimiser, step
-      MIXER/evaluation.json     what the trained model reached
-      figures/  report.md       what a reader looks at
-      finished.json             written last: chance, seconds of the last start
+      MODEL/                    e.g. attention,position=rotary
+        search/  fresh/         the two stages of its runs, each with
+          runs.json             seed and learning rate of each
+          metrics.jsonl         a line a dispatch, in it an entry a run
+          checkpoints/N/        states after N steps
+        search.json             how the rates did, which was chosen
+        evaluation.json         what the fresh runs reached, what is seen inside one
+        cost.json               seconds; time and memory of a step by length
+      figures/  report.*        what a reader looks at
+      finished.json             written last: floors, seconds of the last start
 
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming
 they are cut back to the checkpoint, so that each step stands there once.
 """
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -26,8 +33,10 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
-from experiments.config import Config, to_dict
+from experiments.config import Config, from_dict, to_dict
+from experiments.runs import Run
 from experiments.train import StepMetrics, TrainState
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -42,7 +51,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config, name: str, parent: pathlib.Path) -> "RunFolder":
         """Returns the folder of this config, made with its config.json if it is new."""
-        resolved = {**to_dict(config), "data": config.task.describe()}
+        resolved = {"config": to_dict(config), "data": config.task.describe()}
         text = json.dumps(resolved, indent=2) + "\n"
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         folder = cls(parent / f"{name}-{digest}")
@@ -50,10 +59,10 @@ class RunFolder:
         write_text(folder.path / "config.json", text)
         return folder
 
-    def mixer(self, name: str) -> "MixerRecord":
-        """Returns the records of one mixer."""
+    def model(self, name: str) -> "ModelRecord":
+        """Returns the records of one model."""
         (self.path / name).mkdir(exist_ok=True)
-        return MixerRecord(self.path / name)
+        return ModelRecord(self.path / name)
 
     def begin(self, environment: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the environments of all starts, this one last, having noted it."""
@@ -67,9 +76,19 @@ class RunFolder:
         write_json(self.path / "finished.json", summary)
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The resolved config as plain values."""
-        return read_json(self.path / "config.json")
+    def config(self) -> Config:
+        """The resolved config."""
+        return from_dict(read_json(self.path / "config.json")["config"])
+
+    @property
+    def data(self) -> str:
+        """What the rows are, and for real data its origin and its hash."""
+        return read_json(self.path / "config.json")["data"]
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Device, versions and commit of each start."""
+        return read_json(self.path / "environment.json") or []
 
     @property
     def figures(self) -> pathlib.Path:
@@ -83,21 +102,70 @@ class RunFolder:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerRecord:
-    """What is kept of one mixer of a run."""
+class ModelRecord:
+    """What is kept of one model of a run."""
 
     path: pathlib.Path
 
+    def stage(self, name: str, runs: list[Run]) -> "StageRecord":
+        """Returns the records of one stage, of these runs."""
+        stage = StageRecord(self.path / name, tuple(runs))
+        stage.path.mkdir(parents=True, exist_ok=True)
+        write_json(stage.path / "runs.json", [run._asdict() for run in runs])
+        return stage
+
+    def stages(self) -> dict[str, "StageRecord"]:
+        """Returns the stages that have begun, by name."""
+        found = {}
+        for name in ("search", "fresh"):
+            runs = read_json(self.path / name / "runs.json")
+            if runs is not None:
+                found[name] = StageRecord(self.path / name, tuple(Run(**run) for run in runs))
+        return found
+
+    @property
+    def search(self) -> dict[str, Any] | None:
+        """What the search found, once it has; None before, and where there is none."""
+        return read_json(self.path / "search.json")
+
+    def write_search(self, search: dict[str, Any]) -> None:
+        """Keeps what the search found."""
+        write_json(self.path / "search.json", search)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the evaluation has been written."""
+        return (self.path / "evaluation.json").exists()
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What ``experiments.sweep`` found and what it cost, once it is written."""
+        return read_json(self.path / "evaluation.json") | read_json(self.path / "cost.json")
+
+    def write_evaluation(self, evaluation: dict[str, Any], cost: dict[str, Any]) -> None:
+        """Keeps the evaluation, and apart from it what is never the same twice."""
+        write_json(self.path / "cost.json", cost)
+        write_json(self.path / "evaluation.json", evaluation)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+    """What is kept of runs that are trained together."""
+
+    path: pathlib.Path
+    runs: tuple[Run, ...]
+
     def resume(self, blank: TrainState) -> TrainState:
         """Returns the last checkpoint, or ``blank``; cuts the metrics back to it."""
-        state = self._checkpoints.restore(self.path / "checkpoints", blank)
-        lines = self.metrics()[: int(state.step)]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+        state = self._checkpoints.restore(self.path / "checkpoints", blank, len(self.runs))
+        steps = np.asarray(state.step)[: len(self.runs)]
+        kept = [line for line in self.metrics() if np.all(np.asarray(line["step"]) <= steps)]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
         return state
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint; the one before it stays until this one is complete."""
-        self._checkpoints.save(self.path / "checkpoints", state)
+        self._checkpoints.save(self.path / "checkpoints", state, len(self.runs))
 
     @property
     def _checkpoints(self) -> ModuleType:
@@ -106,20 +174,22 @@ class MixerRecord:
 
         return checkpoints
 
-    def append(self, first: int, metrics: StepMetrics) -> None:
-        """Appends the metrics of steps ``first + 1`` and on, and sees them on the disk."""
-        columns = {name: column.tolist() for name, column in metrics._asdict().items()}
-        rows = zip(*columns.values(), strict=True)
+    def append(self, metrics: StepMetrics) -> None:
+        """Appends the metrics of a dispatch, and sees them on the disk."""
+        columns = {
+            name: [_plain(x) for x in column[: len(self.runs)].tolist()]
+            for name, column in metrics._asdict().items()
+        }
         with (self.path / "metrics.jsonl").open("a") as file:
-            for step, row in enumerate(rows, first + 1):
-                file.write(
-                    json.dumps({"step": step, **dict(zip(columns, row, strict=True))}) + "\n"
-                )
+            file.write(json.dumps(columns) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def metrics(self) -> list[dict[str, float]]:
-        """Returns the recorded steps, up to the first line that a kill cut short."""
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the recorded dispatches, up to the first line that a kill cut short.
+
+        Of each a dict of lists, with an entry a run; None where a run did nothing.
+        """
         path = self.path / "metrics.jsonl"
         lines = []
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -129,25 +199,29 @@ class MixerRecord:
                 break
         return lines
 
-    @property
-    def is_evaluated(self) -> bool:
-        """Whether the evaluation has been written."""
-        return (self.path / "evaluation.json").exists()
+    def steps_to(self, accuracy: float, run: int) -> int | None:
+        """Returns after how many steps a run first answered so well, or None if it never did.
 
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        """What ``experiments.evaluate`` found, once it is written."""
-        return read_json(self.path / "evaluation.json")
+        Seen once a dispatch, on the mean over its steps.
+        """
+        for line in self.metrics():
+            reached = line["accuracy"][run]
+            if reached is not None and reached >= accuracy:
+                return line["step"][run]
+        return None
 
-    def write_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Keeps the evaluation."""
-        write_json(self.path / "evaluation.json", evaluation)
+
+def _plain(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def environment() -> dict[str, Any]:
     """Returns where this process runs: device, versions, commit, command."""
     device = jax.devices()[0]
     return {
+        "date": datetime.date.today().isoformat(),
         "device": f"{device.device_kind} ({device.platform})",
         "devices": jax.device_count(),
         "processes": jax.process_count(),

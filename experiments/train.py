@@ -1,172 +1,242 @@
-"""Training: a pure step, many of them a dispatch, and a state that is never left broken.
+"""Training: a pure step, many of them a dispatch, many runs a program.
 
-Everything random follows from ``config.seed``: initial parameters from ``fold_in(seed, 0)``, the
-batch of step i from ``fold_in(fold_in(seed, 1), i)``. A state therefore holds all that the next
-step needs, and training that stops and goes on ends at the very numbers of one that did not.
+    dispatch : (states [R], seeds [R], rates [R], data) -> (states [R], metrics [R])
 
-A step whose loss, gradient or result is not finite leaves the state as it was, so the state after a
-dispatch is always the last good one, and its step names the step that failed.
+Seeds and rates are traced, so all runs of a model are one compiled program over states stacked
+along the axis of runs (``experiments.runs``). Everything random follows from a run's seed: its
+initial parameters from ``fold_in(seed, 0)``, the batch of step i from ``fold_in(fold_in(seed, 1),
+i)``. A state therefore holds all that the next step needs, and training that stops and goes on
+ends at the very numbers of one that did not.
+
+A run stops when its steps are done, when it has reached its aim, or at a step whose loss, gradient
+or result is not finite: that step leaves the state as it was. The others do not notice.
+
+Letters: R runs; B, A, L as in ``experiments.tasks``.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from experiments.config import Config, OptimizerConfig
 from experiments.models.decoder import Decoder, build_decoder
-from experiments.tasks import Batch
+from experiments.runs import Run, Status, each_run, over_runs, stack_runs
+from experiments.tasks import UNASKED, Batch, Task
 
 
 class TrainState(NamedTuple):
-    """All that changes in training."""
+    """All that changes in training, of every run."""
 
-    step: Int[Array, ""]
+    step: Int[Array, "R"]
     """Steps done."""
+    status: Int[Array, "R"]
+    """A ``Status``."""
     params: Any
     opt_state: Any
 
 
 class StepMetrics(NamedTuple):
-    """What is recorded of a step, on its batch, before its update."""
+    """What is recorded of a dispatch, of every run: means over the steps that it did."""
 
-    loss: Float[Array, "..."]
-    """Mean cross-entropy of an answer, in nats."""
-    accuracy: Float[Array, "..."]
-    """Share of right answers."""
-    gradient_norm: Float[Array, "..."]
+    step: Int[Array, "R"]
+    """Steps done by its end."""
+    status: Int[Array, "R"]
+    """A ``Status``, at its end."""
+    loss: Float[Array, "R"]
+    """Of an answer, before the update: cross-entropy in nats, or the squared error; not a number
+    for a run that did no step."""
+    accuracy: Float[Array, "R"]
+    """Share of right answers, before the update."""
+    gradient_norm: Float[Array, "R"]
     """Global norm of the gradient, before it is clipped."""
 
 
-class NonFiniteLoss(RuntimeError):
-    """A step's loss, gradient or new state was not finite; the state before it is kept."""
-
-
 def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW after clipping, with linear warm-up and cosine decay to 0 at ``steps``."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+    """Returns AdamW after clipping, for a peak rate of 1: warm-up, then a cosine to 0.
+
+    Its state is a few long vectors: that is half the program of one array a parameter.
+    """
+    return optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+        )
     )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the rate of each step."""
-    peak, warmup = config.learning_rate, config.warmup_steps
+    """Returns the rate of each step as a share of the peak."""
+    warmup = config.warmup_steps
     return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else peak, peak, warmup, decay_steps=max(steps, warmup + 1)
+        0.0 if warmup else 1.0, 1.0, warmup, decay_steps=max(steps, warmup + 1)
     )
 
 
-def initial_state(config: Config, mixer: str, data: Any) -> TrainState:
-    """Returns the state before the first step; the same parameters for mixers of the same shape."""
-    decoder = build_decoder(config.task, config.model, mixer)
-    rng = jax.random.fold_in(jax.random.key(config.seed), 0)
-    batch = jax.eval_shape(functools.partial(config.task.sample, batch_size=1), rng, data=data)
-    inputs, positions = (jnp.zeros(x.shape, x.dtype) for x in (batch.inputs, batch.positions))
-    optimizer = build_optimizer(config.optimizer, config.train.steps)
-
-    @jax.jit
-    def init() -> TrainState:
-        params = decoder.init(rng, inputs, positions)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    return init()
-
-
 def answer_losses(
-    decoder: Decoder, params: Any, batch: Batch
-) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
-    """Returns the cross-entropy of every answer, in nats, and 1 where the likeliest is right."""
-    logits: Any = decoder.apply({"params": params}, batch.inputs, batch.positions)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    return losses, (jnp.argmax(logits, axis=-1) == batch.targets).astype(losses.dtype)
+    task: Task, decoder: Decoder, params: Any, batch: Batch, **options: Any
+) -> tuple[Float[Array, "B A"], Bool[Array, "B A"], Bool[Array, "B A"]]:
+    """Returns each answer's loss, whether it is right, and whether it was asked at all.
 
-
-def build_dispatch(
-    config: Config, mixer: str
-) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
-    """Returns a jitted function that runs ``steps_per_dispatch`` steps and their metrics.
-
-    It takes the state (whose memory it reuses) and the task's data; metrics have one entry a step.
+    The loss is the cross-entropy in nats, or the squared error where answers are numbers. Where
+    nothing was asked it is 0.
     """
-    decoder = build_decoder(config.task, config.model, mixer)
+    result: Any = decoder.apply({"params": params}, batch.inputs, batch.positions, **options)
+    if task.num_classes is None:
+        error = result - batch.targets
+        right = jnp.abs(error) < task.tolerance  # pyright: ignore[reportAttributeAccessIssue]
+        return error**2, right, jnp.ones(error.shape, bool)
+    asked = batch.targets != UNASKED
+    targets = jnp.where(asked, batch.targets, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(result, targets)
+    right = jnp.argmax(result, axis=-1) == targets
+    return jnp.where(asked, losses, 0.0), right & asked, asked
+
+
+def mean_answer(
+    task: Task, decoder: Decoder, params: Any, batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns loss and accuracy of a batch, means over the answers that were asked."""
+    losses, right, asked = answer_losses(task, decoder, params, batch)
+    count = jnp.sum(asked)
+    return jnp.sum(losses) / count, jnp.sum(right) / count
+
+
+class Program(NamedTuple):
+    """What trains a model; all its runs, of the search and fresh, go through one compilation."""
+
+    init: Callable[[int], tuple[Any, Any]]
+    """From a seed: parameters and the optimiser's state before the first step. Not compiled as a
+    whole: what draws a matrix of some shape is compiled once for all models."""
+    dispatch: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
+    """From states (whose memory it reuses), seeds, rates and the task's data: the states
+    ``steps_per_dispatch`` steps later."""
+    num_slots: int
+    """Places on the axis of runs."""
+
+
+def build_program(config: Config, model: str, num_slots: int, data: Any) -> Program:
+    """Returns what trains one model of the config on data of such shapes."""
+    decoder = build_decoder(config.task, config.model_of(model))
     optimizer = build_optimizer(config.optimizer, config.train.steps)
-    data_rng = jax.random.fold_in(jax.random.key(config.seed), 1)
+    aim = math.inf if config.train.stop_accuracy is None else config.train.stop_accuracy
+    loss_and_gradient = jax.value_and_grad(
+        lambda params, batch: mean_answer(config.task, decoder, params, batch), has_aux=True
+    )
 
-    def mean_loss(params: Any, batch: Batch):
-        losses, correct = answer_losses(decoder, params, batch)
-        return jnp.mean(losses), jnp.mean(correct)
+    def init(seed: int) -> tuple[Any, Any]:
+        rng = jax.random.fold_in(jax.random.key(seed), 0)
+        row = jax.eval_shape(functools.partial(config.task.sample, batch_size=1), rng, data=data)
+        params = decoder.lazy_init(rng, row.inputs, row.positions)["params"]
+        return params, optimizer.init(params)
 
-    def step(data: Any, state: TrainState, _) -> tuple[TrainState, StepMetrics]:
-        batch = sample_step(config, data_rng, state.step, data)
-        (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
-            state.params, batch
-        )
+    def step(seed, rate, data, state: TrainState, _):
+        batch = sample_step(config, seed, state.step, data)
+        (loss, accuracy), gradient = loss_and_gradient(state.params, batch)
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda x: rate * x, updates))
+        new = TrainState(state.step + 1, state.status, params, opt_state)
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((loss, norm, new))]
-        good = jnp.all(jnp.stack(finite))
+        good = jnp.all(jnp.stack(finite)) & (state.status == Status.RUNNING)
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, state)
-        return state, StepMetrics(loss, accuracy, norm)
+        state = state._replace(status=jnp.where(good, state.status, Status.DIVERGED))
+        return state, (good, loss, accuracy, norm)
 
-    @functools.partial(jax.jit, donate_argnums=(0,))
-    def dispatch(state: TrainState, data: Any) -> tuple[TrainState, StepMetrics]:
-        steps = config.train.steps_per_dispatch
-        return jax.lax.scan(functools.partial(step, data), state, length=steps)
+    def many_steps(state: TrainState, seed, rate, data) -> tuple[TrainState, StepMetrics]:
+        state, (good, *metrics) = jax.lax.scan(
+            functools.partial(step, seed, rate, data), state, length=config.train.steps_per_dispatch
+        )
+        done = jnp.sum(good)
+        loss, accuracy, norm = (jnp.sum(jnp.where(good, x, 0.0)) / done for x in metrics)
+        is_running = state.status == Status.RUNNING
+        status = jnp.select(
+            [is_running & (accuracy >= aim), is_running & (state.step >= config.train.steps)],
+            [Status.REACHED, Status.FINISHED],
+            state.status,
+        )
+        return state._replace(status=status), StepMetrics(state.step, status, loss, accuracy, norm)
 
-    return dispatch
+    def dispatch(state: TrainState, seed, rate, data) -> tuple[TrainState, StepMetrics]:
+        none = jnp.full((), jnp.nan)
+        return jax.lax.cond(
+            state.status == Status.RUNNING,
+            lambda: many_steps(state, seed, rate, data),
+            lambda: (state, StepMetrics(state.step, state.status, none, none, none)),
+        )
+
+    return Program(init, each_run(dispatch, num_slots, donate=True), num_slots)
 
 
-def sample_step(config: Config, data_rng: PRNGKeyArray, step: Int[Array, ""], data: Any) -> Batch:
-    """Returns the batch of a step: a function of seed and step alone, whatever the mixer."""
-    return config.task.sample(jax.random.fold_in(data_rng, step), config.train.batch_size, data)
+def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data: Any) -> Batch:
+    """Returns the batch of a step: a function of seed and step alone, whatever the model."""
+    rng = jax.random.fold_in(jax.random.key(seed), 1)
+    return config.task.sample(jax.random.fold_in(rng, step), config.train.batch_size, data)
+
+
+def initial_state(program: Program, runs: Sequence[Run]) -> TrainState:
+    """Returns the states before the first step; models of the same shape start from the same."""
+    count = program.num_slots
+    of_runs = [program.init(run.seed) for run in runs]
+    of_places = of_runs + of_runs[-1:] * (count - len(runs))
+    status = np.where(np.arange(count) < len(runs), Status.RUNNING, Status.FINISHED)
+    stacked = jax.tree.map(lambda *places: np.stack(places), *of_places)
+    steps = jnp.zeros(count, jnp.int32)
+    state = TrainState(steps, jnp.asarray(status, jnp.int32), *stacked)
+    return jax.device_put(state, over_runs(count))
 
 
 def train(
     config: Config,
-    mixer: str,
+    program: Program,
+    runs: Sequence[Run],
     state: TrainState,
     data: Any,
     *,
-    record: Callable[[int, StepMetrics], None],
+    record: Callable[[StepMetrics], None],
     save: Callable[[TrainState], None],
 ) -> TrainState:
-    """Returns the trained state, going on from ``state``.
+    """Returns the states once every run has stopped, going on from ``state``.
+
+    Metrics are fetched while the next dispatch runs, so that the device does not wait.
 
     Args:
-      config: of the run.
-      mixer: which of its mixers.
+      config: of the runs.
+      program: of their model.
+      runs: seeds and rates.
       state: from ``initial_state`` or a checkpoint; its memory is given up.
       data: of the training split.
-      record: called after every dispatch with its first step and its metrics, fetched.
-      save: called at every checkpoint step and at the last, after all before it was recorded.
-
-    Raises:
-      NonFiniteLoss: naming the step, after the state before it was saved.
+      record: called after every dispatch with its metrics, fetched.
+      save: called at every checkpoint and at the end, after all before it was recorded.
     """
-    dispatch = build_dispatch(config, mixer)
-    first = int(state.step)
-    while first < config.train.steps:
-        state, metrics = dispatch(state, data)
-        metrics = jax.device_get(metrics)
-        done = int(state.step) - first
-        if done < config.train.steps_per_dispatch:
-            record(first, StepMetrics(*(x[:done] for x in metrics)))
-            save(state)
-            raise NonFiniteLoss(
-                f"{mixer}: at step {int(state.step)} the loss is {metrics.loss[done]}, the "
-                f"gradient's norm {metrics.gradient_norm[done]}, and with the update not all is "
-                "finite; the state before it is kept"
-            )
-        record(first, metrics)
-        first += done
-        if first % config.train.checkpoint_every == 0 or first >= config.train.steps:
+    seeds, rates = stack_runs(runs, program.num_slots)
+    done = int(np.max(state.step))
+    is_running = bool(np.any(np.asarray(state.status) == Status.RUNNING))
+    pending: list[StepMetrics] = []
+
+    def fetch(keep: int) -> bool:
+        """Records all but the latest ``keep`` dispatches; says whether a run goes on."""
+        goes_on = True
+        while len(pending) > keep:
+            metrics = jax.device_get(pending.pop(0))
+            if not np.all(np.isnan(metrics.loss)):
+                record(metrics)
+            goes_on = bool(np.any(metrics.status == Status.RUNNING))
+        return goes_on
+
+    while is_running:
+        state, metrics = program.dispatch(state, seeds, rates, data)
+        pending.append(metrics)
+        done += config.train.steps_per_dispatch
+        saves = done % config.train.checkpoint_every == 0 or done >= config.train.steps
+        is_running = fetch(keep=0 if saves else 1)
+        if saves or not is_running:
+            fetch(keep=0)
             save(state)
     return state

@@ -5,6 +5,8 @@
     x   = x + mlp(norm(x))                    once a layer, if there is one
     answer = norm(x)[positions] E^T           E the embedding itself where answers are tokens
 
+Answers that are numbers have one output and no class axis, ``[B, A]``.
+
 The mixer is all that differs between the models of a comparison. Answers are computed only at the
 positions that are asked: with a large vocabulary they are the dearest part of a step.
 
@@ -15,11 +17,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 import attn
 from experiments.config import ModelConfig
 from experiments.models import MIXERS
+from experiments.models.mixer import FLOAT_BYTES
 from experiments.tasks import Task
 
 
@@ -27,31 +30,55 @@ class Decoder(linen.Module):
     """Rows and positions in, logits out; see the module docstring."""
 
     config: ModelConfig
-    mixer: str
     vocab_size: int | None
     """Tokens; None for real-valued inputs."""
-    num_classes: int
+    num_classes: int | None
+    """Classes of an answer; None for answers that are numbers."""
     max_length: int
     """Rows of a learned position code."""
 
     @linen.compact
     def __call__(
-        self, inputs: Int[Array, "B L"] | Float[Array, "B L F"], positions: Int[Array, "B A"]
-    ) -> Float[Array, "B A C"]:
-        """Returns the logits of the answers asked at ``positions``."""
+        self,
+        inputs: Int[Array, "B L"] | Float[Array, "B L F"],
+        positions: Int[Array, "B A"],
+        blocked: Bool[Array, "B L L"] | None = None,
+    ) -> Float[Array, "B A C"] | Float[Array, "B A"]:
+        """Returns the logits of the answers asked at ``positions``, or the numbers.
+
+        The derivative by the embedded inputs is that by ``embedded``, ``[B, L, D]``, of a
+        collection ``perturbations`` passed to ``apply`` with zeros in it.
+
+        Args:
+          inputs: tokens or real-valued inputs.
+          positions: where an answer is asked.
+          blocked: pairs of query and key that take no part in any layer's mixer; none if None.
+
+        Raises:
+          ValueError: if pairs are blocked and the mixer has none: it has no weights.
+        """
         width = self.config.width
+        mixer = MIXERS[self.config.mixer]
+        if blocked is not None and not mixer.has_weights:
+            raise ValueError(
+                f"blocked is given and mixer is {self.config.mixer!r}; expected one with weights: "
+                + ", ".join(name for name, module in MIXERS.items() if module.has_weights)
+            )
+        options = {} if blocked is None else {"blocked": blocked}
         if self.vocab_size is None:
             embed = None
             x = linen.Dense(width, name="embed")(inputs)
         else:
             embed = linen.Embed(self.vocab_size, width, name="embed")
             x = embed(inputs)
+        if not self.is_initializing():  # whose variables are to be the parameters alone
+            x = self.perturb("embedded", x)
         x = x + self._position_code(x.shape[-2])
         for layer in range(self.config.num_layers):
             h = linen.RMSNorm(name=f"norm_{layer}")(x)
             if self.config.short_convolution:
                 h = ShortConvolution(self.config.short_convolution, name=f"convolution_{layer}")(h)
-            x = x + MIXERS[self.mixer](self.config, name=f"mixer_{layer}")(h)
+            x = x + mixer(self.config, name=f"mixer_{layer}")(h, **options)
             if self.config.mlp_ratio:
                 h = linen.RMSNorm(name=f"mlp_norm_{layer}")(x)
                 h = linen.gelu(
@@ -60,6 +87,8 @@ class Decoder(linen.Module):
                 x = x + linen.Dense(width, name=f"mlp_out_{layer}")(h)
         asked = jnp.take_along_axis(x, positions[..., None], axis=-2)
         asked = linen.RMSNorm(name="norm_out")(asked)
+        if self.num_classes is None:
+            return linen.Dense(1, name="answer")(asked)[..., 0]
         if embed is not None and self.num_classes == self.vocab_size:
             return embed.attend(asked)
         return linen.Dense(self.num_classes, name="answer")(asked)
@@ -72,7 +101,7 @@ class Decoder(linen.Module):
                 shape = (self.max_length, self.config.width)
                 table = self.param("position", linen.initializers.normal(0.02), shape)
                 return attn.positions.learned(table, length)
-            case _:  # "none", and "rotary", which turns queries and keys inside the mixer
+            case _:  # none, or one that acts on queries, keys or scores inside the mixer
                 return jnp.zeros(())
 
 
@@ -103,14 +132,27 @@ class ShortConvolution(linen.Module):
         return mixed
 
 
-def build_decoder(task: Task, config: ModelConfig, mixer: str) -> Decoder:
+def build_decoder(task: Task, config: ModelConfig) -> Decoder:
     """Returns the decoder that reads the task's rows and gives its answers."""
-    return Decoder(config, mixer, task.vocab_size, task.num_classes, task.length)
+    return Decoder(config, task.vocab_size, task.num_classes, task.length)
 
 
-def receptive_field(config: ModelConfig, mixer: str) -> int | None:
+def receptive_field(config: ModelConfig) -> int | None:
     """Returns the farthest distance at which a token can change an answer; None if unbounded."""
-    reach = MIXERS[mixer].reach(config)
+    if config.mixer == "none":  # takes nothing, whatever the convolution before it has seen
+        return 0
+    reach = MIXERS[config.mixer].reach(config)
     if reach is None:
         return None
     return config.num_layers * (reach + max(config.short_convolution - 1, 0))
+
+
+def state_bytes(config: ModelConfig, length: int) -> int:
+    """Returns what the decoder keeps of ``length`` tokens to read on token by token, in float32.
+
+    The states of all layers' mixers, and the tokens that the next output of each short
+    convolution needs beside its own.
+    """
+    of_mixer = MIXERS[config.mixer].state_bytes(config, length)
+    kept = min(max(config.short_convolution - 1, 0), length)
+    return config.num_layers * (of_mixer + kept * config.width * FLOAT_BYTES)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from experiments.tasks.task import Batch, Chance, Split
+from experiments.tasks.bag import bag_of_tokens
+from experiments.tasks.task import Batch, Floor, Split
 
 NUM_ORDINARY = 16
 """Ordinary tokens are 0..15."""
@@ -68,7 +69,7 @@ class Induction:
         return dataclasses.replace(self, length=length)
 
     def load(self, split: Split) -> tuple[()]:
-        """Nothing: every row is made up, and two random keys make the two splits."""
+        """Nothing: every row is made up, and different random keys make the splits."""
         return ()
 
     def describe(self) -> str:
@@ -78,9 +79,16 @@ class Induction:
             "at the end, name the token that followed the first trigger"
         )
 
-    def chance(self, data: Any = ()) -> Chance:
-        """A uniform guess among the ordinary tokens: the rest of the row says nothing of it."""
-        return Chance(accuracy=1 / NUM_ORDINARY, bits=math.log2(NUM_ORDINARY))
+    def floors(self, data: Any = ()) -> dict[str, Floor]:
+        """A uniform guess, and the row's most frequent token.
+
+        The second knows every ordinary token of the row but not which follows the trigger: each
+        of the L - 2 is the answer equally often.
+        """
+        return {
+            "chance": Floor(accuracy=1 / NUM_ORDINARY, loss=math.log2(NUM_ORDINARY)),
+            "most frequent token of the row": bag_of_tokens(self.length - 2, NUM_ORDINARY),
+        }
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` rows with one answer each (A = 1)."""

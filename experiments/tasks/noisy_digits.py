@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
-from experiments.tasks.task import Batch, Chance, Split
+from experiments.tasks.task import Batch, Floor, Split
 
 SIZE = 8
 """The images are 8 rows of 8 pixels."""
@@ -38,14 +38,14 @@ def _read() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     return pixels.reshape(-1, SIZE, SIZE), labels.astype(np.int32)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=3)
 def _load(split: Split) -> Digits:
     pixels, labels = _read()
     is_digit = labels[:, None] == np.arange(10)[None, :]
     nth_of_its_digit = np.take_along_axis(is_digit.cumsum(axis=0), labels[:, None], axis=1)[:, 0]
-    is_test = nth_of_its_digit % 5 == 0
-    train = pixels[~is_test]
-    chosen = is_test if split == "test" else ~is_test
+    fold = nth_of_its_digit % 5
+    folds = {"train": fold >= 2, "valid": fold == 1, "test": fold == 0}
+    train, chosen = pixels[folds["train"]], folds[split]
     images = ((pixels[chosen] - train.mean()) / train.std()).astype(np.float32)
     digits = Digits(images, labels[chosen])
     for array in digits:
@@ -64,7 +64,8 @@ class NoisyDigits:
         source    7, the last of the 8 positions that it spans; distance L - 8
 
     Images are scikit-learn's 1,797 digits of 8 x 8 pixels (UCI optical recognition of handwritten
-    digits), drawn with replacement. The test split is every fifth image of each digit.
+    digits), drawn with replacement. Counting the images of each digit from 1, every fifth is in
+    the test split, the one after it (and the first) in the validation split.
     Pixels are standardised by one mean and one standard deviation, those of all pixels of the
     training split, so that they are on the scale of the noise.
 
@@ -135,10 +136,9 @@ class NoisyDigits:
             f"from scikit-learn's digits ({len(labels)} images, sha256 {digest[:12]})"
         )
 
-    def chance(self, data: Digits) -> Chance:
+    def floors(self, data: Digits) -> dict[str, Floor]:
         """Always the most frequent digit; the entropy of the digits of ``data``."""
-        counts = np.bincount(np.asarray(data.labels))
-        return Chance.of_counts(counts)
+        return {"chance": Floor.of_counts(np.bincount(np.asarray(data.labels)))}
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` images drawn from ``data`` with one answer each (A = 1)."""

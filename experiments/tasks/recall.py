@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from experiments.tasks.task import Batch, Chance, Split
+from experiments.tasks.task import Batch, Floor, Split
 
 
 def _draw_distinct(
@@ -96,7 +96,7 @@ class Recall:
         return dataclasses.replace(self, length=length)
 
     def load(self, split: Split) -> tuple[()]:
-        """Nothing: every row is made up, and two random keys make the two splits."""
+        """Nothing: every row is made up, and different random keys make the splits."""
         return ()
 
     def describe(self) -> str:
@@ -106,15 +106,23 @@ class Recall:
             f"{self.num_pairs} pairs of a key and a value, then each key once more for its value"
         )
 
-    def chance(self, data: Any = ()) -> Chance:
-        """A uniform guess among the values that the other P - 1 pairs have not used.
+    def floors(self, data: Any = ()) -> dict[str, Floor]:
+        """Uniform guesses: among all values; among those not shown elsewhere; among the row's.
 
-        It is the floor of a model that cannot reach the source. One that reaches all values but
-        cannot tell which key each belongs to has a higher floor: accuracy 1/P if a = 1.
+        "any value not in reach" is the floor of a model that reads every pair but the one asked
+        for, and so rules out P - 1 values. "any value of the row" is that of one that reads all
+        values but not which key each belongs to, accuracy 1/P. With a = 1 pairs are
+        exchangeable, and nothing short of the key does better. With another a the slot of a
+        query hints at its pair, and a guess by it, which is not computed here, is right more
+        often than 1/P.
         """
         num_values = self.vocab_size - self.vocab_size // 2
-        choices = num_values - (self.num_pairs - 1)
-        return Chance(accuracy=1 / choices, bits=math.log2(choices))
+        choices = {
+            "chance": num_values,
+            "any value not in reach": num_values - (self.num_pairs - 1),
+            "any value of the row": self.num_pairs,
+        }
+        return {name: Floor(1 / number, math.log2(number)) for name, number in choices.items()}
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` rows with P answers each (A = P), in the order of their pairs."""

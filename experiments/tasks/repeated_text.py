@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
-from experiments.tasks.task import NO_SOURCE, Batch, Chance, Split
+from experiments.tasks.task import NO_SOURCE, Batch, Floor, Split
 
 SUBSTITUTE = 26
 """The code of every character outside ASCII: ASCII's own "substitute"."""
@@ -24,8 +24,11 @@ class _Corpus(NamedTuple):
     origin: str
     num_files: int
     digest: str
-    train: NDArray[np.uint8]
-    test: NDArray[np.uint8]
+    splits: dict[str, NDArray[np.uint8]]
+
+    @property
+    def size(self) -> int:
+        return sum(codes.size for codes in self.splits.values())
 
 
 def _is_text(file: Path) -> bool:
@@ -68,15 +71,20 @@ def _read(path: str) -> _Corpus:
     texts = [_encode(file) for file in _find_files(path)]
     whole = np.concatenate(texts)
     if len(texts) == 1:
-        train, test = np.split(whole, [whole.size * 9 // 10])
+        tenths = [whole.size * 8 // 10, whole.size * 9 // 10]
+        train, valid, test = np.split(whole, tenths)
+        splits = {"train": train, "valid": valid, "test": test}
     else:
-        test = np.concatenate(texts[::10])
-        train = np.concatenate([text for i, text in enumerate(texts) if i % 10])
-    for codes in (train, test):
+        train = [text for i, text in enumerate(texts) if i % 10 not in (0, 5)]
+        parts = {"train": train, "valid": texts[5::10], "test": texts[::10]}
+        # Fewer than six files have none for validation: an error of load, not of this one.
+        empty = np.zeros(0, np.uint8)
+        splits = {name: np.concatenate([empty, *chosen]) for name, chosen in parts.items()}
+    for codes in splits.values():
         codes.setflags(write=False)
     origin = path or f"the standard library of Python {platform.python_version()}"
     digest = hashlib.sha256(whole.tobytes()).hexdigest()
-    return _Corpus(origin, len(texts), digest, train, test)
+    return _Corpus(origin, len(texts), digest, splits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +105,9 @@ class RepeatedText:
     NUL byte in their first 8 KiB, names that begin with a dot left out. By default it is the
     top-level ``*.py`` files of the running Python's standard library. Files are joined in the
     order of their names, so a window may run from one into the next. Of several files every
-    tenth, from the first on, is the test split; of a single file, its last tenth.
+    tenth, from the first on, is in the test split, every tenth from the sixth on in the
+    validation split; of a single file the last tenth is the test split, the one before it the
+    validation split.
 
     References:
         Olsson et al., In-context learning and induction heads (arXiv 2209.11895), which scores
@@ -155,23 +165,21 @@ class RepeatedText:
             ValueError: ``path`` holds no text, or the split less than ``num_characters``.
         """
         corpus = _read(self.path)
-        data = corpus.test if split == "test" else corpus.train
+        data = corpus.splits[split]
         self._check_enough(data.size, f"the {split} split of {corpus.origin}")
         return data
 
     def describe(self) -> str:
         """One line: what a row is, and the text's origin, size and hash."""
         corpus = _read(self.path)
-        size = corpus.train.size + corpus.test.size
         return (
             f"repeated text: {self.num_characters} characters read twice, from {corpus.origin} "
-            f"({corpus.num_files} files, {size} characters, sha256 {corpus.digest[:12]})"
+            f"({corpus.num_files} files, {corpus.size} characters, sha256 {corpus.digest[:12]})"
         )
 
-    def chance(self, data: Any) -> Chance:
+    def floors(self, data: Any) -> dict[str, Floor]:
         """Always the most frequent character; the entropy of the characters of ``data``."""
-        counts = np.bincount(np.asarray(data))
-        return Chance.of_counts(counts)
+        return {"chance": Floor.of_counts(np.bincount(np.asarray(data)))}
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` windows of ``data`` with an answer at every position (A = L)."""

@@ -14,10 +14,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-Split = Literal["train", "test"]
+Split = Literal["train", "valid", "test"]
+"""What is learned from, what the learning rate is chosen on, what is reported."""
 
 NO_SOURCE = -1
 """The source of an answer that can be read nowhere in its row."""
+UNASKED = -1
+"""The target of a place among the answers that this row does not use: rows of fewer answers are
+filled up with it; it counts in no loss and no score, and its position is any valid one."""
 
 
 class Batch(NamedTuple):
@@ -30,8 +34,9 @@ class Batch(NamedTuple):
     """Tokens in ``[0, vocab_size)``, or real-valued rows of F features."""
     positions: Int[Array, "B A"]
     """Where each answer is asked, in ``[0, L)``."""
-    targets: Int[Array, "B A"]
-    """The right answers, in ``[0, num_classes)``."""
+    targets: Int[Array, "B A"] | Float[Array, "B A"]
+    """The right answers: classes in ``[0, num_classes)`` or ``UNASKED``; numbers if
+    ``num_classes`` is None."""
     sources: Int[Array, "B A"]
     """Where each answer can be read: the last position of its source, or ``NO_SOURCE``."""
 
@@ -41,16 +46,16 @@ class Batch(NamedTuple):
         return jax.numpy.where(self.sources >= 0, self.positions - self.sources, NO_SOURCE)
 
 
-class Chance(NamedTuple):
-    """What guessing reaches: knowing how answers are distributed, without reading the source."""
+class Floor(NamedTuple):
+    """What a trivial predictor reaches: one that does not relate the question to its source."""
 
     accuracy: float
     """Share of right answers, in [0, 1]."""
-    bits: float
-    """Cross-entropy of an answer, in bits."""
+    loss: float
+    """Cross-entropy of an answer in bits; mean squared error where answers are numbers."""
 
     @classmethod
-    def of_counts(cls, counts: Int[np.ndarray, "C"]) -> "Chance":
+    def of_counts(cls, counts: Int[np.ndarray, "C"]) -> "Floor":
         """The score of knowing only how often each answer occurs: its mode, its entropy."""
         shares = counts[counts > 0] / counts.sum()
         return cls(float(shares.max()), float(-np.sum(shares * np.log2(shares))))
@@ -71,8 +76,11 @@ class Task(Protocol):
         ...
 
     @property
-    def num_classes(self) -> int:
-        """How many different answers there are."""
+    def num_classes(self) -> int | None:
+        """How many different answers there are; None if answers are numbers.
+
+        A task whose answers are numbers has a ``tolerance``: one is right if it is off by less.
+        """
         ...
 
     @property
@@ -92,8 +100,12 @@ class Task(Protocol):
         """One line for a person: what a row is, and for real data its origin and its hash."""
         ...
 
-    def chance(self, data: Any) -> Chance:
-        """The score of guessing without the source, computed from the definition or the data."""
+    def floors(self, data: Any) -> dict[str, Floor]:
+        """What trivial predictors reach, by name, computed from the definition or the data.
+
+        The first is ``"chance"``: guessing without reading the row. Others read the row without
+        relating the question to its source (any value that stands there; the root operator).
+        """
         ...
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:

@@ -1,31 +1,38 @@
-"""Configs: what is refused and in which words, on the command line and in a file."""
+"""Configs: what is refused and in which words, what a model's name means, which seeds are used."""
 
 import dataclasses
 import json
 import math
 import pathlib
-import re
 
-import jax
 import pytest
 
 import experiments.run
 from experiments.config import (
+    MAX_SEED,
     Config,
     EvaluateConfig,
     ModelConfig,
     OptimizerConfig,
+    Suite,
+    SweepConfig,
     TrainConfig,
+    from_dict,
+    quick,
     to_dict,
 )
-from experiments.tasks import TASKS, Induction, Recall
+from experiments.evaluate import ROWS_SEED
+from experiments.models import MIXERS
+from experiments.tasks import TASKS, Adding, CopyMemory, Induction, ListOps, Recall, RepeatedText
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
-FILES = sorted((ROOT / "configs").glob("*.py"))
-SMOKE = str(ROOT / "configs" / "smoke.py")
+FILES = sorted((ROOT / "configs").rglob("*.py"))
+SECTIONS = (ModelConfig, OptimizerConfig, SweepConfig, TrainConfig, EvaluateConfig, Config, Suite)
 
 LEARNED = ModelConfig(position="learned")
+ROTARY = ModelConfig(position="rotary")
 REFUSED = [
+    (ModelConfig, {"mixer": "mamba"}, "mixer is 'mamba'; expected one of attention, window, none"),
     (ModelConfig, {"width": 0}, "width is 0; expected 1 or more"),
     (ModelConfig, {"num_layers": 0}, "num_layers is 0; expected 1 or more"),
     (ModelConfig, {"num_heads": 0}, "num_heads is 0; expected 1 or more"),
@@ -39,14 +46,29 @@ REFUSED = [
         {"width": 5, "num_heads": 1, "position": "sinusoidal"},
         "width is 5; expected even",
     ),
-    (ModelConfig, {"position": "alibi"}, "position is 'alibi'; expected .*rotary"),
-    (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate is 0.0; expected above 0"),
-    (OptimizerConfig, {"learning_rate": math.nan}, "learning_rate is nan; expected above 0"),
-    (OptimizerConfig, {"learning_rate": math.inf}, "learning_rate is inf; expected above 0"),
+    (ModelConfig, {"position": "t5"}, "position is 't5'; expected one of none, .*rotary, alibi"),
+    *(
+        (
+            ModelConfig,
+            {"mixer": name, "position": position},
+            f"mixer is '{name}'; expected one of attention, window for .* '{position}'",
+        )
+        for name, mixer in MIXERS.items()
+        for position in ("rotary", "alibi", "relative")
+        if not mixer.takes_scores
+    ),
     (OptimizerConfig, {"weight_decay": math.nan}, "weight_decay is nan; expected 0 or more"),
-    (OptimizerConfig, {"clip_norm": -1.0}, "clip_norm is -1.0; expected above 0"),
-    (OptimizerConfig, {"warmup_steps": -1}, "warmup_steps is -1; expected 0 or more"),
+    (OptimizerConfig, {"weight_decay": math.inf}, "weight_decay is inf; expected 0 or more"),
     (OptimizerConfig, {"weight_decay": -0.1}, "weight_decay is -0.1; expected 0 or more"),
+    (OptimizerConfig, {"clip_norm": 0.0}, "clip_norm is 0.0; expected above 0"),
+    (OptimizerConfig, {"clip_norm": math.nan}, "clip_norm is nan; expected above 0"),
+    (OptimizerConfig, {"warmup_steps": -1}, "warmup_steps is -1; expected 0 or more"),
+    *(
+        (SweepConfig, {"learning_rates": rates}, "learning_rates is .*; expected one or more rates")
+        for rates in [(), (0.0, 0.1), (-0.1,), (math.nan,), (math.inf,), (0.1, 0.1), (0.2, 0.1)]
+    ),
+    (SweepConfig, {"tuning_seeds": 0}, "tuning_seeds is 0; expected 1 or more"),
+    (SweepConfig, {"seeds": 0}, "seeds is 0; expected 1 or more"),
     (TrainConfig, {"steps": 0}, "steps is 0; expected 1 or more"),
     (TrainConfig, {"batch_size": 0}, "batch_size is 0; expected 1 or more"),
     (TrainConfig, {"steps_per_dispatch": 0}, "steps_per_dispatch is 0; expected 1 or more"),
@@ -57,25 +79,51 @@ REFUSED = [
         {"checkpoint_every": 60},
         "checkpoint_every is 60; expected a multiple of steps_per_dispatch",
     ),
+    *(
+        (TrainConfig, {"stop_accuracy": share}, f"stop_accuracy is {share}; expected in .*, or N")
+        for share in (0.0, -0.5, 1.01, math.nan)
+    ),
     (EvaluateConfig, {"num_answers": 0}, "num_answers is 0; expected 1 or more"),
     (EvaluateConfig, {"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-    (EvaluateConfig, {"num_maps": 0}, "num_maps is 0; expected 1 or more"),
+    (EvaluateConfig, {"num_probe_rows": 0}, "num_probe_rows is 0; expected 1 or more"),
     (EvaluateConfig, {"lengths": (8, 0)}, r"lengths is \(8, 0\); expected lengths of 1 or more"),
-    (Config, {"mixers": ()}, r"mixers is \(\); expected one or more of attention, window"),
-    (Config, {"mixers": ("gru",)}, r"mixers is \('gru',\); expected one or more of attention"),
-    (Config, {"mixers": ("window", "window")}, "mixers is .*; expected .* each once"),
+    (EvaluateConfig, {"cost_lengths": (0,)}, r"cost_lengths is \(0,\); expected lengths of 1"),
+    *(
+        (EvaluateConfig, {"success_accuracy": share}, f"success_accuracy is {share}; expected in ")
+        for share in (0.0, 1.01, math.nan)
+    ),
+    (Config, {"models": ()}, r"models is \(\); expected one or more, each once"),
+    (Config, {"models": ("gru", "gru")}, r"models is \('gru', 'gru'\); expected .* each once"),
+    (Config, {"models": ("attention", "mamba")}, "models has 'mamba': mixer is 'mamba'; expected"),
+    (Config, {"models": ("gru",), "model": ROTARY}, "models has 'gru': mixer is 'gru'; expected"),
     (Config, {"seed": -1}, "seed is -1; expected in"),
-    (Config, {"seed": 2**31}, r"seed is 2147483648; expected in \[0, 2\^31 - 1\)"),
+    (Config, {"seed": MAX_SEED}, r"seed is 1073741824; expected in \[0, 1073741818\)"),
+    (
+        Config,
+        {"seed": MAX_SEED - 10, "sweep": SweepConfig(tuning_seeds=9)},
+        r"seed is 1073741814; expected in \[0, 1073741814\)",
+    ),
     (Config, {"evaluate": EvaluateConfig(lengths=(2,))}, "length is 2, expected at least 3"),
+    (Config, {"evaluate": EvaluateConfig(cost_lengths=(2,))}, "length is 2, expected at least 3"),
     (
         Config,
         {"task": Recall(), "evaluate": EvaluateConfig(lengths=(64, 65))},
         "length is 65, expected an even number",
     ),
-    (
-        Config,
-        {"model": LEARNED, "evaluate": EvaluateConfig(lengths=(64, 65))},
-        r"evaluate.lengths is \(64, 65\); expected none above the task's 64",
+    *(
+        (Config, values, "has 65; expected none above the task's 64, .* learned position code")
+        for values in (
+            {"model": LEARNED, "evaluate": EvaluateConfig(lengths=(64, 65))},
+            {"model": LEARNED, "evaluate": EvaluateConfig(cost_lengths=(65,))},
+            {
+                "models": ("attention", "gru,position=learned"),
+                "evaluate": EvaluateConfig(lengths=(65,)),
+            },
+        )
+    ),
+    *(
+        (Suite, {"claim": "", "members": members}, r"members is \(.*\); expected one or more")
+        for members in [(), ("a.py", "a.py"), ("small/a.py", "large/a.py")]
     ),
 ]
 
@@ -88,10 +136,11 @@ def test_bad_value_is_refused_by_name_value_and_expectation(section, fields, mes
 
 def test_every_number_has_a_value_that_is_refused():
     refused = {(section, name) for section, fields, _ in REFUSED for name in fields}
-    for section in (ModelConfig, OptimizerConfig, TrainConfig, EvaluateConfig, Config):
+    unlimited = {(Suite, "seed")}  # the members' own configs refuse it
+    for section in SECTIONS:
         for field in dataclasses.fields(section):
-            if field.type in (int, float):
-                assert (section, field.name) in refused
+            if any(kind in str(field.type) for kind in ("int", "float")):
+                assert (section, field.name) in refused | unlimited
 
 
 @pytest.mark.parametrize(
@@ -100,13 +149,19 @@ def test_every_number_has_a_value_that_is_refused():
         ModelConfig(num_layers=1, num_heads=1, width=1, window=1, short_convolution=0),
         ModelConfig(width=8, num_heads=4, position="rotary"),
         ModelConfig(width=2, position="sinusoidal"),
+        *(ModelConfig(mixer=mixer, position="sinusoidal") for mixer in MIXERS),
+        *(ModelConfig(mixer="window", position=p) for p in ("rotary", "alibi", "relative")),
         OptimizerConfig(warmup_steps=0),
+        SweepConfig(learning_rates=(1e-9, 10.0), tuning_seeds=1, seeds=1),
         TrainConfig(steps=1, batch_size=1, steps_per_dispatch=1, checkpoint_every=1),
-        TrainConfig(steps=25, checkpoint_every=100),
-        Config(seed=2**31 - 2),
-        Config(model=LEARNED, evaluate=EvaluateConfig(lengths=(32, 64))),
-        Config(evaluate=EvaluateConfig(lengths=(3, 4096))),
-        Config(mixers=("window",)),
+        TrainConfig(steps=25, checkpoint_every=100, stop_accuracy=1.0),
+        EvaluateConfig(success_accuracy=1.0, num_answers=1, num_probe_rows=1),
+        Config(seed=MAX_SEED - 7),
+        Config(model=LEARNED, evaluate=EvaluateConfig(lengths=(32, 64), cost_lengths=(64,))),
+        Config(evaluate=EvaluateConfig(lengths=(3, 4096), cost_lengths=(4096,))),
+        Config(models=("window",)),
+        Config(models=("gru", "gru,width=32"), model=ModelConfig(width=16)),
+        Suite(claim="", members=("a.py", "b.py")),
     ],
     ids=repr,
 )
@@ -114,177 +169,165 @@ def test_extreme_but_good_value_is_accepted(good):
     assert good == dataclasses.replace(good)
 
 
-@pytest.mark.parametrize(
-    "value", [Config(), ModelConfig(), OptimizerConfig(), TrainConfig(), EvaluateConfig()]
-)
-def test_a_config_cannot_be_changed(value):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_config_cannot_be_changed(section):
+    value = Suite("", ("a.py",)) if section is Suite else section()
     for field in dataclasses.fields(value):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, field.name, getattr(value, field.name))
     hash(value)
 
 
-def test_derived_values():
-    config = Config(task=Induction(length=7), train=TrainConfig(steps=50, batch_size=3))
-    assert config.tokens == 50 * 3 * 7
-    assert config.evaluation_lengths == (7,)
-    lengths = dataclasses.replace(config, evaluate=EvaluateConfig(lengths=(8, 9)))
-    assert lengths.evaluation_lengths == (8, 9)
+def test_a_name_is_a_mixer_and_what_differs_from_the_model_of_all():
+    shared = ModelConfig(width=24, num_heads=1, window=5)
+    config = Config(model=shared)
+    for mixer in MIXERS:
+        assert config.model_of(mixer) == dataclasses.replace(shared, mixer=mixer)
+    assert config.model_of("attention,position=rotary") == dataclasses.replace(
+        shared, position="rotary"
+    )
+    assert config.model_of("gru,short_convolution=0,width=128") == dataclasses.replace(
+        shared, mixer="gru", short_convolution=0, width=128
+    )
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_config_as_plain_values_holds_every_field(name):
-    config = Config(task=TASKS[name](), claim="a claim")
-    plain = json.loads(json.dumps(to_dict(config)))
-    assert plain["task"].pop("name") == name
-    assert plain["task"] == dataclasses.asdict(config.task)
-    assert set(plain) == {field.name for field in dataclasses.fields(Config)}
-    assert plain["model"] == dataclasses.asdict(config.model)
-    assert plain["claim"] == "a claim"
-
-
-class Compiled(AssertionError):
-    """Raised where a command line that should stop at once came as far as running."""
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """A function from arguments to exit status, stdout and stderr; nothing may be run."""
-
-    def fail(*_, **__):
-        raise Compiled
-
-    monkeypatch.setattr(experiments.run, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(experiments.run, "run", fail)
-    monkeypatch.setenv("COLUMNS", "120")
-    compiled = []
-
-    def listen(event, *_, **__):
-        if "compile" in event:
-            compiled.append(event)
-
-    def start(*arguments):
-        try:
-            status = experiments.run.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert not compiled
-        assert not (tmp_path / "runs").exists()
-        return status, out, err
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield start
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def test_a_good_command_line_is_run(command):
-    with pytest.raises(Compiled):
-        command(SMOKE, "--model.width", "32")
+def test_a_name_can_undo_what_its_mixer_does_not_take():
+    config = Config(models=("attention", "gru,position=none"), model=ROTARY)
+    assert config.model_of("gru,position=none") == ModelConfig(mixer="gru")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("name", "message"),
     [
-        (("--model.widht", "3"), ("--model.widht", "--model.width")),
-        (("--widht", "3"), ("--widht",)),
-        (("--model.width", "many"), ("--model.width", "'many'")),
-        (("--model.width", "64.5"), ("--model.width", "'64.5'")),
-        (("--model.width", "0"), ("width is 0", "expected 1 or more")),
-        (("--model.width",), ("--model.width",)),
-        (("--model.position", "alibi"), ("alibi", "rotary")),
-        (("--mixers", "attention", "gru"), ("gru", "expected one or more of attention, window")),
-        (("--train.steps", "130"), ("steps is 130", "steps_per_dispatch")),
-        (("--task.length", "2"), ("length is 2", "at least 3")),
-        (("--task.num-pairs", "2"), ("--task.num-pairs",)),
-        (("--evaluate.lengths", "2"), ("length is 2", "at least 3")),
-        (("--seed", "-1"), ("seed is -1",)),
-        (("stray",), ("stray",)),
+        ("mamba", "models has 'mamba': mixer is 'mamba'; expected one of attention, window"),
+        ("", "models has '': mixer is ''; expected one of attention, window"),
+        ("width=8", "models has 'width=8': mixer is 'width=8'; expected one of attention"),
+        ("gru,", "'gru,'; expected .* FIELD=VALUE after commas, FIELD being one of mlp_ratio, num"),
+        ("gru,depth=2", "'gru,depth=2'; expected .* one of .*num_layers, position, .*window$"),
+        ("gru,mixer=lstm", "'gru,mixer=lstm'; expected a mixer and changes"),
+        ("gru, width=8", "'gru, width=8'; expected a mixer and changes"),
+        ("gru,width", "'gru,width'; expected width to be of type int"),
+        ("gru,width=", "'gru,width='; expected width to be of type int"),
+        ("gru,width=many", "'gru,width=many'; expected width to be of type int"),
+        ("gru,width=8.5", "'gru,width=8.5'; expected width to be of type int"),
+        ("gru,width=0", "'gru,width=0': width is 0; expected 1 or more"),
+        ("attention,width=63", "'attention,width=63': width is 63; expected a multiple of num_h"),
+        ("attention,position=t5", "'attention,position=t5': position is 't5'; expected one of non"),
+        ("gru,position=alibi", "'gru,position=alibi': mixer is 'gru'; expected one of attention"),
     ],
 )
-def test_bad_argument_stops_at_once_and_says_what_is_wrong(command, arguments, words):
-    status, out, err = command(SMOKE, *arguments)
-    assert status == 2
-    assert not out
-    for word in words:
-        assert word in err
-    assert "Traceback" not in err
+def test_a_name_without_meaning_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        Config().model_of(name)
+    with pytest.raises(ValueError, match=message):
+        Config(models=("attention", name))
 
 
-def test_help_lists_every_field_with_its_default(command):
-    status, out, _ = command(SMOKE, "--help")
-    assert status == 0
-    out = re.sub(r"[│|]", " ", out)
-    config = experiments.run.parse(pathlib.Path(SMOKE), [])
-
-    def check(section, prefix):
-        for field in dataclasses.fields(section):
-            value = getattr(section, field.name)
-            if dataclasses.is_dataclass(value):
-                check(value, f"{field.name}.")
-                continue
-            option = f"--{prefix}{field.name.replace('_', '-')}"
-            described = re.search(rf"{option} (.*?\(default: ?(.*?)\))", out, re.DOTALL)
-            assert described, option
-            kind_and_text, default = (" ".join(group.split()) for group in described.groups())
-            assert " --" not in kind_and_text, option
-            assert "[STR" in kind_and_text or len(kind_and_text.split()) >= 5, option
-            if isinstance(value, int | float):
-                assert default == str(value), option
-
-    check(config, "")
+def test_derived_values():
+    train = TrainConfig(steps=50, batch_size=3)
+    config = Config(task=Induction(length=7), train=train, seed=4)
+    assert config.tokens_per_run == 50 * 3 * 7
+    assert config.evaluation_lengths == (7,)
+    lengths = dataclasses.replace(config, evaluate=EvaluateConfig(lengths=(8, 9)))
+    assert lengths.evaluation_lengths == (8, 9)
+    sweep = SweepConfig(learning_rates=(0.1, 0.2, 0.3), tuning_seeds=2, seeds=4)
+    searched = dataclasses.replace(config, sweep=sweep)
+    assert searched.reported_seeds == (4, 5, 6, 7)
+    assert len(searched.tuning_seeds) == 2
+    assert searched.runs_per_model == 3 * 2 + 4
+    one_rate = dataclasses.replace(sweep, learning_rates=(0.1,))
+    unsearched = dataclasses.replace(config, sweep=one_rate)
+    assert unsearched.tuning_seeds == ()
+    assert unsearched.reported_seeds == (4, 5, 6, 7)
+    assert unsearched.runs_per_model == 4
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
-def test_without_a_config_the_command_lists_those_there_are(command, arguments, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    status, out, _ = command(*arguments)
-    assert status == (0 if arguments else 2)
-    assert "python -m experiments.run CONFIG.py" in out
-    for file in FILES:
-        assert f"configs/{file.name}" in out
+@pytest.mark.parametrize("sweep", [SweepConfig(), SweepConfig(seeds=1, tuning_seeds=30)])
+def test_seeds_of_runs_of_searches_and_of_rows_are_apart(sweep):
+    last = MAX_SEED - max(sweep.seeds, sweep.tuning_seeds) - 2
+    for seed in (0, 1, last):
+        config = Config(seed=seed, sweep=sweep)
+        assert config.reported_seeds[0] == seed
+        seeds = [*config.reported_seeds, *config.tuning_seeds, *ROWS_SEED.values()]
+        assert len(set(seeds)) == sweep.seeds + sweep.tuning_seeds + 2
+        assert min(seeds) >= 0
+        assert max(seeds) < 2**31, "an int32 holds every seed"
+        neighbour = Config(seed=seed - 1 if seed else 1, sweep=sweep)
+        assert not {*neighbour.tuning_seeds} & {*config.reported_seeds}
+    with pytest.raises(ValueError, match=f"seed is {last + 1}"):
+        Config(seed=last + 1, sweep=sweep)
 
 
-def test_a_file_that_is_no_config_is_refused(command, tmp_path):
-    status, _, err = command(tmp_path / "missing.py")
-    assert status == 2
-    assert "missing.py" in err
-    (tmp_path / "empty.py").write_text("")
-    status, _, err = command(tmp_path / "empty.py")
-    assert status == 2
-    assert "get_config" in err
-    (tmp_path / "notes.txt").write_text("")
-    status, _, err = command(tmp_path / "notes.txt")
-    assert status == 2
-    assert "notes.txt" in err
+UNUSUAL = {
+    "repeated_text": RepeatedText(num_characters=12, path="a folder"),
+    "recall": Recall(vocab_size=32, length=32, num_pairs=3, slot_power=0.5),
+    "adding": Adding(length=20, tolerance=0.1),
+    "copy_memory": CopyMemory(delay=9),
+    "list_ops": ListOps(max_length=64, min_length=8, num_rows=32),
+}
 
 
-def test_a_bad_value_in_a_file_is_refused(command, tmp_path):
-    (tmp_path / "bad.py").write_text(
-        "from experiments.config import Config, ModelConfig\n"
-        "def get_config():\n"
-        "    return Config(model=ModelConfig(width=0))\n"
-    )
-    status, _, err = command(tmp_path / "bad.py")
-    assert status == 2
-    assert "width is 0; expected 1 or more" in err
-
-
-def test_an_override_replaces_its_field_alone():
-    config = experiments.run.parse(pathlib.Path(SMOKE), [])
-    other = experiments.run.parse(pathlib.Path(SMOKE), ["--model.num-layers", "3", "--seed", "5"])
-    model = dataclasses.replace(config.model, num_layers=3)
-    assert other == dataclasses.replace(config, model=model, seed=5)
+@pytest.mark.parametrize("name", TASKS)
+def test_plain_values_hold_every_field_and_give_the_config_back(name):
+    for task in (TASKS[name](), UNUSUAL.get(name, TASKS[name]())):
+        config = Config(
+            task=task,
+            claim="a claim",
+            models=("attention", "gru,width=8"),
+            model=ModelConfig(width=32, position="sinusoidal"),
+            optimizer=OptimizerConfig(weight_decay=0.5),
+            sweep=SweepConfig(learning_rates=(0.1,), seeds=3),
+            train=TrainConfig(stop_accuracy=0.5),
+            evaluate=EvaluateConfig(lengths=(task.length,), cost_lengths=(task.length,)),
+            seed=7,
+        )
+        plain = json.loads(json.dumps(to_dict(config)))
+        assert from_dict(plain) == config
+        assert from_dict(to_dict(config)) == config
+        assert set(plain) == {field.name for field in dataclasses.fields(Config)}
+        assert plain["task"].pop("name") == name
+        assert plain["task"] == json.loads(json.dumps(dataclasses.asdict(task)))
+        assert plain["model"] == dataclasses.asdict(config.model)
+        assert plain["claim"] == "a claim"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_config_file_is_complete(file):
-    config = experiments.run.parse(file, [])
-    assert config.claim.endswith(".")
-    source = file.read_text()
-    assert f"python -m experiments.run configs/{file.name}\n" in source.split('"""')[1]
-    assert len(config.mixers) > 1, "a claim needs something to compare with"
+def test_config_files_survive_plain_values(file):
+    for config in experiments.run.parse(file, []).values():
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_there_are_configs():
-    assert len(FILES) >= 4
+def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
+    config = Config(
+        models=("attention", "window", "ssd", "gru", "lstm"),
+        sweep=SweepConfig(learning_rates=(0.1, 0.2, 0.3), seeds=9),
+        train=TrainConfig(steps=1000, batch_size=8, stop_accuracy=0.9),
+        evaluate=EvaluateConfig(lengths=(16, 32, 64, 128), cost_lengths=(8, 16, 32), batch_size=4),
+        seed=3,
+    )
+    short = quick(config)
+    assert short == dataclasses.replace(
+        config,
+        models=config.models[:4],
+        sweep=SweepConfig(learning_rates=(0.2,), seeds=2),
+        train=TrainConfig(steps=250, batch_size=8, stop_accuracy=0.9, checkpoint_every=250),
+        evaluate=dataclasses.replace(
+            config.evaluate, num_answers=1000, lengths=(16, 32, 64), cost_lengths=(8, 16)
+        ),
+    )
+    assert short.tokens_per_run * 4 == config.tokens_per_run
+    assert short.runs_per_model == 2
+    least = Config(
+        train=TrainConfig(steps=25, checkpoint_every=25), evaluate=EvaluateConfig(num_answers=5)
+    )
+    assert quick(least).train == least.train
+    assert quick(least).evaluate.num_answers == 5
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_config_can_be_quick(file):
+    for config in experiments.run.parse(file, []).values():
+        short = quick(config)
+        assert short.models == config.models[: len(short.models)]
+        assert short.train.steps <= config.train.steps
+        assert quick(short).train.steps_per_dispatch == config.train.steps_per_dispatch

@@ -1,0 +1,31 @@
+"""String copy: whole strings of up to 32 letters, asked at 32, 64 and 128.
+
+Command   python -m experiments.run configs/small/copy.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import StringCopy
+
+
+def get_config() -> Config:
+    """Returns the config of string copying."""
+    return Config(
+        claim=(
+            "Attention copies whole strings; mixers with a bounded state lose letters on the way."
+        ),
+        task=StringCopy(),
+        models=(
+            "attention,position=rotary",
+            "attention",
+            "attention,position=alibi",
+            "window",
+            "ssd",
+            "delta_rule",
+            "gru",
+            "lstm",
+        ),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.9999, checkpoint_every=400),
+        evaluate=EvaluateConfig(lengths=(66, 130, 258)),
+    )

@@ -1,0 +1,23 @@
+"""Attention classifies a real digit after 120 rows of noise; a window of 16 cannot.
+
+Command   python -m experiments.run configs/small/digits.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import NoisyDigits
+
+
+def get_config() -> Config:
+    """Returns the config of noise-padded digits."""
+    return Config(
+        claim=(
+            "Attention classifies a digit whose pixels stand 120 rows of noise before the "
+            "question; the same model with a window of 16 rows cannot."
+        ),
+        task=NoisyDigits(length=128),
+        models=("attention", "window", "ssd", "delta_rule", "gru", "lstm", "long_convolution"),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=400),
+        evaluate=EvaluateConfig(num_answers=355, batch_size=71, lengths=(16, 32, 64, 128)),
+    )

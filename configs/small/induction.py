@@ -1,0 +1,37 @@
+"""Induction heads: trained on 64 tokens, asked on up to 1024, by position code and by mixer.
+
+Command   python -m experiments.run configs/small/induction.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import Induction
+
+
+def get_config() -> Config:
+    """Returns the config of induction heads."""
+    return Config(
+        claim=(
+            "Attention with a short convolution and no position code completes a pattern at "
+            "lengths 16 times those it was trained on; position codes decay beyond them."
+        ),
+        task=Induction(length=64),
+        models=(
+            "attention",
+            "attention,position=rotary",
+            "attention,position=alibi",
+            "attention,position=relative",
+            "attention,position=sinusoidal",
+            "window",
+            "ssd",
+            "delta_rule",
+            "gru",
+            "lstm",
+            "long_convolution",
+        ),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=5),
+        train=TrainConfig(steps=800, batch_size=64, stop_accuracy=0.9999, checkpoint_every=400),
+        evaluate=EvaluateConfig(
+            num_answers=2_000, batch_size=20, lengths=(64, 128, 256, 512, 1024)
+        ),
+    )

@@ -1,0 +1,32 @@
+"""A string whose key comes first: a counter-example, which a recurrence can solve as it reads.
+
+Command   python -m experiments.run configs/small/prefix_key.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import PrefixKeyCopy
+
+
+def get_config() -> Config:
+    """Returns the config of n-gram lookup with the key first."""
+    return Config(
+        claim=(
+            "Where the key comes before the string, a model with a bounded state can copy "
+            "as it reads, and may do so at lengths at which attention without a position "
+            "code does not."
+        ),
+        task=PrefixKeyCopy(),
+        models=(
+            "attention",
+            "attention,position=alibi",
+            "attention,position=rotary",
+            "ssd",
+            "delta_rule",
+            "gru",
+            "lstm",
+        ),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.9999, checkpoint_every=400),
+        evaluate=EvaluateConfig(),
+    )

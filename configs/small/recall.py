@@ -1,0 +1,40 @@
+"""Multi-query associative recall: every mixer, with and without the short convolution.
+
+Command   python -m experiments.run configs/small/recall.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import Recall
+
+
+def get_config() -> Config:
+    """Returns the config of multi-query associative recall (MQAR)."""
+    return Config(
+        claim=(
+            "Asked for the value of a key, attention recalls it at every distance; mixers with a "
+            "bounded receptive field do so within it, and mixers with a bounded state as far as "
+            "that holds the pairs (the delta rule's does)."
+        ),
+        task=Recall(vocab_size=256, length=64, num_pairs=8),
+        models=(
+            "attention",
+            "window",
+            "ssd",
+            "delta_rule",
+            "gru",
+            "lstm",
+            "long_convolution",
+            "none",
+            "attention,short_convolution=0",
+            "window,short_convolution=0",
+            "ssd,short_convolution=0",
+            "delta_rule,short_convolution=0",
+            "gru,short_convolution=0",
+            "lstm,short_convolution=0",
+            "long_convolution,short_convolution=0",
+        ),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=5),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
+        evaluate=EvaluateConfig(cost_lengths=(256, 1024)),
+    )

@@ -1,0 +1,24 @@
+"""Real text read twice: what the second reading recalls, and what the first does not.
+
+Command   python -m experiments.run configs/small/text.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import RepeatedText
+
+
+def get_config() -> Config:
+    """Returns the config of repeated text."""
+    return Config(
+        claim=(
+            "Reading a text for the second time, attention recalls it from 95 characters "
+            "back; mixers with a window or a bounded state cannot, though they are the "
+            "better on the first reading."
+        ),
+        task=RepeatedText(num_characters=96),
+        models=("attention,position=rotary", "window", "ssd", "delta_rule", "gru"),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=400),
+        evaluate=EvaluateConfig(num_answers=50_000),
+    )

@@ -1,0 +1,26 @@
+"""Recall against width: how wide must a model be, and how large its state?
+
+Command   python -m experiments.run configs/small/width.py
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import Recall
+
+MIXERS = ("attention", "delta_rule", "ssd", "long_convolution", "gru")
+WIDTHS = (16, 32, 64)
+
+
+def get_config() -> Config:
+    """Returns the config of recall at several widths."""
+    return Config(
+        claim=(
+            "Attention recalls at every width that holds the vocabulary apart; what a mixer with "
+            "a bounded state recalls grows with its width."
+        ),
+        task=Recall(vocab_size=256, length=64, num_pairs=4),
+        models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
+        evaluate=EvaluateConfig(num_answers=4_000),
+    )

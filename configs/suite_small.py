@@ -1,0 +1,30 @@
+"""The small suite: every claim of the laboratory, on two CPU cores.
+
+Command   python -m experiments.run configs/suite_small.py
+          python -m experiments.run configs/suite_small.py --quick   (every figure, roughly)
+"""
+
+from experiments.config import Suite
+
+
+def get_config() -> Suite:
+    """Returns the suite."""
+    return Suite(
+        claim=(
+            "Attention captures dependency at every distance, at a width that does not depend on "
+            "the length; at equal width and the same sweep, mixers with a bounded state or a "
+            "bounded receptive field do so up to their bound."
+        ),
+        members=(
+            "small/recall.py",
+            "small/width.py",
+            "small/induction.py",
+            "small/copy.py",
+            "small/prefix_key.py",
+            "small/copy_memory.py",
+            "small/selective_copy.py",
+            "small/adding.py",
+            "small/digits.py",
+            "small/text.py",
+        ),
+    )

@@ -1,0 +1,37 @@
+"""What every mixer is: the protocol in the words of ``experiments.models``, as a class."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from flax import linen
+
+if TYPE_CHECKING:
+    from experiments.config import ModelConfig
+
+
+class Mixer(linen.Module):
+    """A causal module from ``[B, L, D]`` to ``[B, L, D]``; unless it says otherwise, of any reach.
+
+    Letters of all mixers: B rows, L positions, D model width, N heads, H = D / N head width.
+    """
+
+    config: "ModelConfig"
+
+    has_weights: ClassVar[bool] = False
+    """Whether it has attention weights, sows them, and takes ``blocked``."""
+    takes_scores: ClassVar[bool] = False
+    """Whether it takes the position codes that act on queries, keys or scores."""
+
+    @staticmethod
+    def reach(config: "ModelConfig") -> int | None:
+        """Returns the farthest distance, in tokens, that one layer can see; None if unbounded."""
+        del config
+        return None
+
+    @staticmethod
+    def state_bytes(config: "ModelConfig", length: int) -> int:
+        """Returns what one layer keeps of ``length`` tokens to read on token by token, float32."""
+        raise NotImplementedError
+
+
+FLOAT_BYTES = 4
+"""Of a float32, in which every state is counted."""

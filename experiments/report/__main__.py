@@ -1,0 +1,58 @@
+"""``python -m experiments.report``: see the package."""
+
+import argparse
+import pathlib
+import sys
+
+from rich.console import Console
+
+from experiments.records import RunFolder
+from experiments.report import terminal_table, update_readme, write
+from experiments.results import Results
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status of a command line; 1 if what it names cannot be reported."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description="Writes report.html and report.md from the records of runs.",
+    )
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run folders, or their parents")
+    parser.add_argument("--out", type=pathlib.Path, help="directory of the pages")
+    parser.add_argument("--readme", type=pathlib.Path, help="put the summary between its markers")
+    chosen = parser.parse_args(arguments)
+    try:
+        folders = [folder for path in chosen.runs for folder in folders_of(path)]
+        alone = folders[0].path
+        out = chosen.out or (alone if len(folders) == 1 else alone.parent / "report")
+        pages = write(folders, out)
+        if chosen.readme is not None:
+            update_readme(chosen.readme, [Results.load(folder) for folder in folders], out)
+            pages.append(chosen.readme)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console = Console()
+    for folder in folders:
+        console.print(terminal_table(folder))
+    console.print(f"report: {' and '.join(map(str, pages))}", highlight=False)
+    return 0
+
+
+def folders_of(path: pathlib.Path) -> list[RunFolder]:
+    """Returns the run folder at a path, or those directly in it, the oldest first.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if (path / "config.json").exists():
+        return [RunFolder(path)]
+    found = [p.parent for p in path.glob("*/config.json")]
+    if not found:
+        raise ValueError(f"{path} is no run folder and holds none: expected one with config.json")
+    ordered = sorted(found, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))
+    return [RunFolder(folder) for folder in ordered]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,254 @@
+"""The tables of a run, from its results alone."""
+
+from collections.abc import Sequence
+
+from experiments import statistics
+from experiments.report import words
+from experiments.report.blocks import Table
+from experiments.results import Results
+
+
+def models(results: Results) -> Table:
+    """Returns what each model is and reaches; floors are rows."""
+    aim = words.percent(results.threshold)
+    any_diverged = any(
+        run["status"] == "diverged" for model in results.models for run in results.runs(model)
+    )
+    header = [
+        "model",
+        "reach",
+        "parameters",
+        "state",
+        "rate",
+        f"runs at {aim} [Wilson 95 %]",
+        "median accuracy",
+        "every seed",
+        "whole rows",
+        results.loss_unit,
+        f"steps to {aim}",
+        *(["diverged"] if any_diverged else []),
+    ]
+    rows = []
+    for model in results.models:
+        evaluation = results.evaluations[model]
+        reach = results.reach(model)
+        lost = sum(run["status"] == "diverged" for run in results.runs(model))
+        whole = [asked["rows_right"] for asked in results.asked(model)]
+        rows.append(
+            [
+                model,
+                "any" if reach is None else str(reach),
+                words.count(evaluation["parameters"]),
+                words.size(evaluation["state_bytes"]),
+                rate(results, model),
+                words.successes(results.success(model)),
+                words.share(results.median(model)),
+                " ".join(seed_values(results, model)),
+                words.share(statistics.median(whole)),
+                words.loss(results.median(model, "loss")),
+                steps(results, model),
+                *([str(lost)] if any_diverged else []),
+            ]
+        )
+    blank = ["-"] * 4
+    for name, floor in results.floors.items():
+        accuracy, loss = words.share(floor.accuracy), words.loss(floor.loss)
+        rest = ["-"] * (len(header) - 10)
+        rows.append([f"floor: {name}", *blank, "-", accuracy, "-", "-", loss, *rest])
+    note = (
+        f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
+        f"loss are of the answers that have a source. Reach: the farthest distance, in tokens, at "
+        f"which an input can change an answer. State: what is kept of a row to read on. Steps: "
+        f"until training answers are right by {aim}, the median over seeds where those that did "
+        f"not get there count as later."
+    )
+    if results.is_number:
+        tolerance = getattr(results.config.task, "tolerance", None)
+        note += f" An answer is right if it is off by less than {tolerance}."
+    if any_diverged:
+        note += " A diverged run is scored by its last finite state, and never is a success."
+    return Table(header, rows, note)
+
+
+def rate(results: Results, model: str) -> str:
+    """Returns the learning rate of a model, marked if it is at the edge of the grid."""
+    chosen = results.evaluations[model]["learning_rate"]
+    mark = " (edge)" if is_at_edge(results, model) else ""
+    return f"{chosen:g}{mark}"
+
+
+def is_at_edge(results: Results, model: str) -> bool:
+    """Returns whether the chosen rate is the least or the greatest of several."""
+    rates = results.config.sweep.learning_rates
+    return len(rates) > 1 and results.evaluations[model]["learning_rate"] in (rates[0], rates[-1])
+
+
+def steps(results: Results, model: str) -> str:
+    """Returns the median number of steps to the threshold, as the censored quantity it is."""
+    median = results.steps_to_threshold(model).median
+    if median is not None:
+        return words.count(median)
+    return f"> {words.count(max(run['steps'] for run in results.runs(model)))}"
+
+
+def seed_values(results: Results, model: str) -> list[str]:
+    """Returns the accuracy of each seed, marked if the run diverged."""
+    return [
+        f"{words.share(accuracy)}{' (diverged)' if run['status'] == 'diverged' else ''}"
+        for accuracy, run in zip(
+            results.scores(model, "accuracy"), results.runs(model), strict=True
+        )
+    ]
+
+
+def differences(results: Results) -> Table | None:
+    """Returns each model minus the first, over pairs of the same seed and data."""
+    if len(results.models) < 2 or results.models[0] != results.config.models[0]:
+        return None
+    first = results.models[0]
+    rows = []
+    for model in results.models[1:]:
+        accuracy, loss = (
+            statistics.paired_differences(
+                results.scores(model, metric), results.scores(first, metric)
+            )
+            for metric in ("accuracy", "loss")
+        )
+        rows.append(
+            [
+                model,
+                f"{words.signed(accuracy.mean)} {words.interval(accuracy.interval)}",
+                f"{accuracy.sign_test:.3g}",
+                f"{loss.mean:+.3g} {words.interval(loss.interval)}",
+                str(accuracy.pairs),
+            ]
+        )
+    header = [f"minus {first}", "accuracy [95 %]", "sign test p", results.loss_unit, "pairs"]
+    note = (
+        "Means of paired differences, Student's interval (it takes them as normal, which a mixture "
+        "of solved and unsolved runs is not) and the exact two-sided sign test, which with n pairs "
+        "cannot be under 2^(1-n)."
+    )
+    return Table(header, rows, note)
+
+
+def by_length(results: Results) -> Table | None:
+    """Returns the median accuracy at each length that was asked."""
+    if len(results.lengths) < 2:
+        return None
+    rows = [
+        [model, *(words.share(results.median(model, "accuracy", n)) for n in results.lengths)]
+        for model in results.models
+    ]
+    trained = results.config.task.length
+    header = ["model", *(f"{n:,}" for n in results.lengths)]
+    return Table(header, rows, f"Median accuracy by length of row; trained at {trained:,} tokens.")
+
+
+def by_distance(results: Results) -> Table | None:
+    """Returns the median accuracy at each distance of the source."""
+    bins = results.bins()
+    if len(bins) < 2:
+        return None
+    rows = []
+    for model in results.models:
+        reach = results.reach(model)
+        columns = zip(*results.columns(model, "by_distance", "accuracy"), strict=True)
+        cells = [words.share(statistics.median(column)) for column in columns]
+        beyond = [reach is not None and low > reach for low, _ in bins]
+        rows.append([model, *(f"({x})" if b else x for x, b in zip(cells, beyond, strict=True))])
+    answers = results.columns(results.models[0], "by_distance", "answers")[0]
+    rows.append(["answers a seed", *map(words.count, answers)])
+    header = ["model", *(f"{low}-{high}" if high > low else str(low) for low, high in bins)]
+    note = (
+        f"Median accuracy by distance from question to source, in tokens, rows of "
+        f"{results.length}. In parentheses: beyond the model's reach."
+    )
+    return Table(header, rows, note)
+
+
+def by_group(results: Results) -> Table | None:
+    """Returns accuracy and loss of answers with and without a source, where there are both."""
+    groups = ("with_source", "without_source")
+    asked = results.asked(results.models[0])[0]
+    if not set(groups) <= set(asked):
+        return None
+    rows = [
+        [
+            model,
+            *(
+                show(statistics.median([a[group][metric] for a in results.asked(model)]))
+                for group in groups
+                for metric, show in (("accuracy", words.share), ("loss", words.loss))
+            ),
+        ]
+        for model in results.models
+    ]
+    unit = results.loss_unit
+    header = ["model", "accuracy, source", unit, "accuracy, no source", f"{unit}, no source"]
+    return Table(header, rows, "Medians over seeds of answers with a source and without one.")
+
+
+def inside(results: Results) -> Table | None:
+    """Returns what the probes saw: weight on the source, accuracy without it, gradients."""
+    rows: list[Sequence[str]] = []
+    for model, evaluation in results.evaluations.items():
+        seen = evaluation["inside"]
+        mass, blocked, gradient = (seen.get(k) for k in ("attention", "blocked", "gradient"))
+        if not (mass or blocked or gradient):
+            continue
+        weight = f"{mass['best']['mass']:.2f} ({mass['uniform']:.3f})" if mass else "-"
+        cut = [f"{blocked[case]:.2f}" for case in blocked] if blocked else ["-"] * 3
+        shares = ["-"] * 2
+        if gradient:
+            shares = [f"{gradient[when]['share_at_source']:.3f}" for when in ("initial", "trained")]
+            shares[1] += f" ({gradient['uniform']:.3f})"
+        rows.append([model, str(evaluation["probed_seed"]), weight, *cut, *shares])
+    if not rows:
+        return None
+    header = [
+        "model",
+        "seed",
+        "weight on source",
+        "accuracy, open",
+        "source blocked",
+        "elsewhere blocked",
+        "gradient share, initial",
+        "trained",
+    ]
+    note = (
+        f"Of one run, on {results.config.evaluate.num_probe_rows} rows. Weight on source: of the "
+        "head that puts most on the source and on where the short convolution carries it. In "
+        "parentheses: what all positions alike would give."
+    )
+    return Table(header, rows, note)
+
+
+def search(results: Results) -> Table | None:
+    """Returns how every rate did on every tuning seed."""
+    rates = results.config.sweep.learning_rates
+    if len(rates) < 2:
+        return None
+    rows = []
+    for model in results.models:
+        found = results.search(model)
+        if found is None:
+            continue
+        cells = []
+        for tried in rates:
+            runs = [run for run in found["runs"] if run["learning_rate"] == tried]
+            texts = [
+                "diverged"
+                if run["status"] == "diverged"
+                else f"{words.share(run['accuracy'])} ({words.loss(run['loss'])}; {run['steps']})"
+                for run in runs
+            ]
+            mark = " chosen" if tried == found["chosen"] else ""
+            cells.append(", ".join(texts) + mark)
+        rows.append([model, *cells])
+    note = (
+        f"On the validation split, {results.config.sweep.tuning_seeds} tuning seed(s) a rate, "
+        f"never reported elsewhere: accuracy ({results.loss_unit}; steps). Chosen: the rate by "
+        "which most runs reach the aim, soonest; without, that of the least median loss."
+    )
+    return Table(["model", *(f"{tried:g}" for tried in rates)], rows, note)

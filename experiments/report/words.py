@@ -1,0 +1,48 @@
+"""Numbers as they are printed."""
+
+import math
+
+
+def share(value: float) -> str:
+    """Returns a share in 0..1; what is not quite 1 is never rounded to it."""
+    return f"{value:.3f}" if value in (0, 1) or 0.0005 <= value < 0.9995 else f"{value:.5f}"
+
+
+def loss(value: float) -> str:
+    """Returns a loss, to three digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.3e}"
+
+
+def count(value: float) -> str:
+    """Returns a whole number."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Returns a number of bytes."""
+    if value < 1024:
+        return f"{value:.0f} B"
+    return f"{value / 1024:.1f} kB" if value < 1024**2 else f"{value / 1024**2:.1f} MB"
+
+
+def interval(ends: tuple[float, float], digits: int = 2) -> str:
+    """Returns an interval in brackets; one of all numbers says that there is none."""
+    if math.isinf(ends[0]) or math.isinf(ends[1]):
+        return "[none of one pair]"
+    return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+
+
+def successes(rate: tuple[int, int, float, tuple[float, float]]) -> str:
+    """Returns ``k/n [low, high]``."""
+    reached, trials, _, ends = rate
+    return f"{reached}/{trials} {interval(ends)}"
+
+
+def signed(value: float) -> str:
+    """Returns a difference."""
+    return f"{value:+.3f}"
+
+
+def percent(value: float) -> str:
+    """Returns a share in percent, without digits that say nothing."""
+    return f"{100 * value:.4g}%"

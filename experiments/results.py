@@ -1,0 +1,163 @@
+"""The records of a run as its figures and pages read them: by model, seed and length.
+
+A *score* of a run is that of the answers that have a source (``with_source``), or of all answers
+where none has. The *own* length is the one that the models were trained at or, if evaluation did
+not ask for that, the first that it asked for.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from experiments import statistics
+from experiments.config import Config, ModelConfig
+from experiments.models.decoder import receptive_field
+from experiments.records import ModelRecord, RunFolder
+from experiments.tasks import Floor
+
+Evaluation = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What one run folder holds, read once."""
+
+    name: str
+    """Of the run, without the digest of its config."""
+    folder: RunFolder
+    config: Config
+    floors: dict[str, Floor]
+    """Of trivial predictors; empty until the run has finished."""
+    evaluations: dict[str, Evaluation]
+    """Of the models that have been evaluated, in the order of ``config.models``."""
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> "Results":
+        """Returns the results of a folder; of one that has not finished, what is there."""
+        config = folder.config
+        records = {model: ModelRecord(folder.path / model) for model in config.models}
+        floors = (folder.finished or {}).get("floors", {})
+        return cls(
+            name=folder.path.resolve().name.rpartition("-")[0] or folder.path.resolve().name,
+            folder=folder,
+            config=config,
+            floors={name: Floor(**floor) for name, floor in floors.items()},
+            evaluations={m: r.evaluation for m, r in records.items() if r.is_evaluated},
+        )
+
+    @property
+    def models(self) -> list[str]:
+        """The models that have been evaluated."""
+        return list(self.evaluations)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of rows that were asked."""
+        return list(self.config.evaluation_lengths)
+
+    @property
+    def length(self) -> int:
+        """The own length of the run; see the module docstring."""
+        own = self.config.task.length
+        return own if own in self.lengths else self.lengths[0]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether answers are numbers, and losses squared errors rather than bits."""
+        return self.config.task.num_classes is None
+
+    @property
+    def loss_unit(self) -> str:
+        """What a loss is measured in."""
+        return "squared error" if self.is_number else "bits / answer"
+
+    @property
+    def threshold(self) -> float:
+        """The accuracy from which on a run has succeeded."""
+        return self.config.evaluate.success_accuracy
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds a model is reported on."""
+        return self.config.sweep.seeds
+
+    def settings(self, model: str) -> ModelConfig:
+        """Returns what a model is made of."""
+        return self.config.model_of(model)
+
+    def reach(self, model: str) -> int | None:
+        """Returns the distance beyond which a model cannot see, None if there is none."""
+        return receptive_field(self.settings(model))
+
+    def runs(self, model: str) -> list[dict[str, Any]]:
+        """Returns what each fresh run of a model reached."""
+        return self.evaluations[model]["runs"]
+
+    def asked(self, model: str, length: int | None = None) -> list[dict[str, Any]]:
+        """Returns what each fresh run of a model answered at a length, by default the own one."""
+        key = str(self.length if length is None else length)
+        return [run["lengths"][key] for run in self.runs(model)]
+
+    def scores(self, model: str, metric: str, length: int | None = None) -> list[float]:
+        """Returns ``accuracy`` or ``loss`` of each fresh run of a model."""
+        return [main_score(asked)[metric] for asked in self.asked(model, length)]
+
+    def median(self, model: str, metric: str = "accuracy", length: int | None = None) -> float:
+        """Returns the median of ``scores``."""
+        return statistics.median(self.scores(model, metric, length))
+
+    def success(self, model: str) -> statistics.SuccessRate:
+        """Returns how many runs of a model succeeded at the own length; no diverged one has."""
+        reached = [
+            0.0 if run["status"] == "diverged" else accuracy
+            for run, accuracy in zip(self.runs(model), self.scores(model, "accuracy"), strict=True)
+        ]
+        return statistics.success_rate(reached, self.threshold)
+
+    def steps_to_threshold(self, model: str) -> statistics.Survival:
+        """Returns the estimated shares of runs that are not at the threshold yet, by step."""
+        steps = [(run["steps_to_threshold"], run["steps"]) for run in self.runs(model)]
+        times = [followed if reached is None else reached for reached, followed in steps]
+        return statistics.kaplan_meier(times, [reached is not None for reached, _ in steps])
+
+    def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
+        """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""
+        return [asked[group][value] for asked in self.asked(model, length)]
+
+    def bins(self) -> list[tuple[int, int]]:
+        """Returns the ends of the bins of distance at the own length, the same for every run."""
+        if not self.models:
+            return []
+        found = self.asked(self.models[0])[0]["by_distance"]
+        return list(zip(found["from"], found["to"], strict=True))
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """The dispatches of each model's stages."""
+        return {
+            model: {name: stage.metrics() for name, stage in self._record(model).stages().items()}
+            for model in self.models
+        }
+
+    def search(self, model: str) -> dict[str, Any] | None:
+        """Returns what the search for a model's learning rate found, if there was one."""
+        return self._record(model).search
+
+    def _record(self, model: str) -> ModelRecord:
+        # Not RunFolder.model, which makes the folder: reading leaves no trace.
+        return ModelRecord(self.folder.path / model)
+
+
+def main_score(asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns the score of the answers that have a source, or of all if none has."""
+    return asked.get("with_source") or asked["without_source"]
+
+
+def changes(model: str) -> dict[str, str]:
+    """Returns in what a model differs from its run's decoder, beside the mixer, by its name."""
+    return dict(change.split("=", 1) for change in model.split(",")[1:])
+
+
+def mixer_of(model: str) -> str:
+    """Returns the mixer that a model's name opens with."""
+    return model.split(",")[0]

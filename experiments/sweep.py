@@ -1,0 +1,189 @@
+"""All runs of one model: the search for its learning rate, then fresh seeds at that rate.
+
+    search   every rate x every tuning seed, each run scored on the valid split
+    choice   the rate by which most runs reach the aim, soonest; without, of the least loss
+    fresh    the reported seeds at that rate
+
+Both stages go through one compiled program. The seeds of the search are never reported, and
+neither the choice nor an early stop sees the test split.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import probes
+from experiments.config import Config
+from experiments.evaluate import Questions, build_ask, rounded, summarise
+from experiments.models.decoder import receptive_field, state_bytes
+from experiments.records import ModelRecord, StageRecord
+from experiments.runs import Run, Status, slots_for
+from experiments.train import (
+    Program,
+    StepMetrics,
+    TrainState,
+    build_program,
+    initial_state,
+    train,
+)
+
+
+class Diverged(RuntimeError):
+    """No run of a stage has stayed finite; the last good states are kept."""
+
+
+Watch = Callable[[str, str, int, int], Callable[[StepMetrics], None]]
+"""Told model, stage, number of runs and steps that are done already, gives what is called with
+metrics, to show progress."""
+
+
+def sweep(
+    config: Config, model: str, record: ModelRecord, questions: Questions, watch: Watch
+) -> None:
+    """Does what is left to do of a model's runs, down to its evaluation.
+
+    Raises:
+      Diverged: if of the search, or of the fresh seeds, no run has stayed finite.
+    """
+    if record.is_evaluated:
+        return
+    begun, train_data = time.monotonic(), questions.data["train"]
+    rates, seeds = config.sweep.learning_rates, config.tuning_seeds
+    search = [Run(seed, rate) for rate in rates for seed in seeds]
+    num_slots = slots_for(len(search), config.sweep.seeds)
+    program = build_program(config, model, num_slots, train_data)
+    if search and record.search is None:
+        stage = record.stage("search", search)
+        state = do_stage(config, model, program, stage, train_data, watch)
+        scores = validate(config, model, program, stage, state, questions)
+        record.write_search({"runs": scores, "chosen": choose(scores)})
+    rate = record.search["chosen"] if record.search else rates[0]
+    stage = record.stage("fresh", [Run(seed, rate) for seed in config.reported_seeds])
+    state = do_stage(config, model, program, stage, train_data, watch)
+    trained = time.monotonic()
+    evaluation, steps = evaluate(config, model, program, stage, state, questions)
+    asked = time.monotonic()
+    seconds = {"train": round(trained - begun, 1), "evaluate": round(asked - trained, 1)}
+    record.write_evaluation(evaluation, {"seconds": seconds, "cost": steps})
+
+
+def do_stage(
+    config: Config, model: str, program: Program, stage: StageRecord, data: Any, watch: Watch
+) -> TrainState:
+    """Returns the states of a stage once all its runs have stopped, going on where it stands."""
+    state = stage.resume(initial_state(program, stage.runs))
+    show = watch(model, stage.path.name, len(stage.runs), int(np.max(state.step)))
+
+    def record(metrics: StepMetrics) -> None:
+        stage.append(metrics)
+        show(metrics)
+
+    state = train(config, program, stage.runs, state, data, record=record, save=stage.save)
+    lost = [
+        f"seed {run.seed}, rate {run.learning_rate:g}: step {step + 1}"
+        for run, status, step in zip(stage.runs, state.status, state.step, strict=False)
+        if status == Status.DIVERGED
+    ]
+    if len(lost) == len(stage.runs):
+        raise Diverged(
+            f"{stage.path}: the loss, its gradient or the state after it is not finite in any run "
+            f"({'; '.join(lost)}); the states before these steps are kept"
+        )
+    return state
+
+
+def validate(
+    config: Config,
+    model: str,
+    program: Program,
+    stage: StageRecord,
+    state: TrainState,
+    questions: Questions,
+) -> list[dict[str, Any]]:
+    """Returns how each run of a search stands on the valid split."""
+    length = config.task.length
+    ask = build_ask(config, model, program.num_slots, length)
+    counts = np.arange(program.num_slots) < len(stage.runs)
+    answers = ask(state.params, counts, questions.rows("valid", length))
+    return [
+        {
+            **run._asdict(),
+            "status": Status(int(status)).name.lower(),
+            "steps": int(step),
+            "accuracy": rounded(of_run.right[of_run.asked].mean()),
+            "loss": rounded(of_run.loss[of_run.asked].mean()),
+        }
+        for run, status, step, of_run in zip(
+            stage.runs, state.status, state.step, answers, strict=False
+        )
+    ]
+
+
+def choose(scores: list[dict[str, Any]]) -> float:
+    """Returns the learning rate to report, from the scores of a search.
+
+    That by which most runs have reached the aim and stopped; of these, the one that took the
+    fewest steps; if none has, the one with the least median loss. A run that has diverged has the
+    greatest loss of all.
+    """
+
+    def order(rate: float) -> tuple[float, ...]:
+        runs = [score for score in scores if score["learning_rate"] == rate]
+        reached = [run for run in runs if run["status"] == "reached"]
+        steps = statistics.mean(run["steps"] for run in runs)
+        losses = [math.inf if run["status"] == "diverged" else run["loss"] for run in runs]
+        return (-len(reached), steps if reached else 0.0, statistics.median(losses))
+
+    return min(dict.fromkeys(score["learning_rate"] for score in scores), key=order)
+
+
+def evaluate(
+    config: Config,
+    model: str,
+    program: Program,
+    stage: StageRecord,
+    state: TrainState,
+    questions: Questions,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Returns what the fresh runs of a model reach, with what is seen inside one, and its cost."""
+    num_runs = len(stage.runs)
+    counts = np.arange(program.num_slots) < num_runs
+    lengths: list[dict[str, Any]] = [{} for _ in range(num_runs)]
+    for length in config.evaluation_lengths:
+        ask = build_ask(config, model, program.num_slots, length)
+        answers = ask(state.params, counts, questions.rows("test", length))
+        for of_length, of_run in zip(lengths, answers, strict=True):
+            of_length[str(length)] = summarise(of_run)
+    threshold = config.evaluate.success_accuracy
+    runs = [
+        {
+            **run._asdict(),
+            "status": Status(int(state.status[i])).name.lower(),
+            "steps": int(state.step[i]),
+            "steps_to_threshold": stage.steps_to(threshold, i),
+            "lengths": lengths[i],
+        }
+        for i, run in enumerate(stage.runs)
+    ]
+    good = next(i for i in range(num_runs) if int(state.status[i]) != Status.DIVERGED)
+    settings = config.model_of(model)
+    trained, initial = (
+        jax.tree.map(lambda x: jax.device_put(x[good], jax.devices()[0]), params)
+        for params in (state.params, initial_state(program, stage.runs).params)
+    )
+    evaluation = {
+        "model": model,
+        "parameters": sum(x.size for x in jax.tree.leaves(trained)),
+        "state_bytes": state_bytes(settings, config.task.length),
+        "reach": receptive_field(settings),
+        "learning_rate": stage.runs[0].learning_rate,
+        "runs": runs,
+        "probed_seed": stage.runs[good].seed,
+        "inside": probes.probe(config, model, trained, initial, questions),
+    }
+    return evaluation, probes.cost(config, model, trained, questions)

@@ -1,0 +1,387 @@
+"""What is seen inside a model, where it is known: by construction, or by a slower way to it."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import probes
+from experiments.config import Config, EvaluateConfig, ModelConfig
+from experiments.evaluate import Questions
+from experiments.models.decoder import build_decoder
+from experiments.probes import Spans
+from experiments.tasks import (
+    NO_SOURCE,
+    UNASKED,
+    Adding,
+    Induction,
+    NoisyDigits,
+    Recall,
+    RepeatedText,
+    StringCopy,
+)
+from tests.attn import cases
+
+RECALL = Config(
+    task=Recall(vocab_size=16, length=16, num_pairs=2),
+    models=("attention", "window", "gru"),
+    model=ModelConfig(width=8, num_layers=1, num_heads=2, window=5, short_convolution=0),
+    evaluate=EvaluateConfig(num_answers=8, batch_size=4, num_probe_rows=4),
+)
+CARRIED = dataclasses.replace(RECALL.model, short_convolution=3)
+DIGITS = dataclasses.replace(RECALL, task=NoisyDigits(length=11), model=CARRIED)
+TEXT = dataclasses.replace(
+    RECALL,
+    task=RepeatedText(num_characters=12),
+    model=dataclasses.replace(RECALL.model, num_layers=2),
+)
+INDUCTION = dataclasses.replace(RECALL, task=Induction(length=12), model=CARRIED)
+COPY = dataclasses.replace(RECALL, task=StringCopy(max_characters=5))
+ADDING = dataclasses.replace(RECALL, task=Adding(length=12))
+CONFIGS = {
+    "recall": RECALL,
+    "digits": DIGITS,
+    "text": TEXT,
+    "induction": INDUCTION,
+    "copy": COPY,
+    "adding": ADDING,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """What is compiled here is run once; keys, too, are of a kind that is quick to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        options = cases.quick_to_compile()
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        jax.config.update("jax_default_prng_impl", "unsafe_rbg")
+        yield
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
+@functools.cache
+def questions_of(config):
+    data = () if config not in (DIGITS, TEXT) else config.task.load("test")
+    if config is TEXT:
+        data = np.arange(97, 120).astype(np.uint8)
+    return Questions(config, {"test": data})
+
+
+@functools.cache
+def drawn(config):
+    """Rows to look at; those of strings are of different lengths."""
+    if config is COPY:
+        return jax.device_get(jax.jit(config.task.sample, static_argnums=1)(jax.random.key(3), 4))
+    return questions_of(config).first(config.task.length, config.evaluate.num_probe_rows)
+
+
+@functools.cache
+def draw_params(config, model, seed=1):
+    """Parameters drawn by NumPy."""
+    rng = np.random.default_rng(seed)
+    decoder = build_decoder(config.task, config.model_of(model))
+    batch = drawn(config)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), batch.inputs, batch.positions)
+    return jax.tree.map(lambda x: rng.normal(0, 0.6, x.shape).astype(x.dtype), shapes["params"])
+
+
+def without_queries(params):
+    """The same parameters with all scores 0: every head looks at all it sees alike."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: np.zeros_like(x) if "query" in jax.tree_util.keystr(path) else x, params
+    )
+
+
+def expected_spans(config):
+    """Row, answer, question and places of every answer with a source."""
+    batch, carried = drawn(config), max(config.model.short_convolution - 1, 0)
+    for row, answer in np.ndindex(batch.targets.shape):
+        position, source = batch.positions[row, answer], batch.sources[row, answer]
+        if source != NO_SOURCE and batch.targets[row, answer] != UNASKED:
+            first = source - config.task.source_width + 1
+            places = [p for p in range(first, source + carried + 1) if p <= position]
+            yield row, answer, position, places
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_spans_are_where_the_sources_stand(name):
+    config = CONFIGS[name]
+    spans = probes.spans_of(config, "attention", drawn(config))
+    expected = list(expected_spans(config))
+    assert len(expected) == len(spans.row) > 0
+    for row, answer, asked, places, is_first, (*of_loop, in_loop) in zip(
+        *spans, expected, strict=True
+    ):
+        assert (row, answer, asked) == tuple(of_loop)
+        assert places[is_first].tolist() == in_loop
+        assert set(places) == set(in_loop)
+
+
+def test_a_span_ends_at_its_question():
+    rows = drawn(INDUCTION)._replace(sources=np.full((4, 1), 10))
+    spans = probes.spans_of(INDUCTION, "attention", rows)
+    assert spans.places.tolist() == [[10, 11, 11]] * 4
+    assert spans.is_first.tolist() == [[True, True, False]] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [(RECALL, "attention"), (DIGITS, "window"), (TEXT, "attention")],
+    ids=["recall", "digits", "text"],
+)
+def test_weight_on_the_source_where_all_is_seen_alike(config, model):
+    params, batch = without_queries(draw_params(config, model)), drawn(config)
+    maps, predicted = probes.attention_maps(config, model, params, batch)
+    result = probes.mass_on_source(maps, probes.spans_of(config, model, batch))
+
+    mass, uniform = [], []
+    for _, _, position, places in expected_spans(config):
+        seen = range(position + 1)
+        if model == "window":
+            seen = seen[-config.model.window :]
+        mass.append(sum(p in seen for p in places) / len(seen))
+        uniform.append(len(places) / (position + 1))
+    shape = (config.model.num_layers, config.model.num_heads)
+    np.testing.assert_allclose(result["mass_on_source"], np.full(shape, np.mean(mass)), rtol=1e-5)
+    assert result["uniform"] == pytest.approx(np.mean(uniform))
+    assert (model == "attention") == (np.mean(mass) == pytest.approx(np.mean(uniform)))
+    assert json.loads(json.dumps(result)) == result
+
+    length = config.task.length
+    distance = np.subtract.outer(np.arange(length), np.arange(length))
+    sees = (distance >= 0) & ((distance < config.model.window) | (model == "attention"))
+    every = np.broadcast_to(sees / sees.sum(1, keepdims=True), maps.shape)
+    assert maps.shape == (shape[0], len(batch.inputs), shape[1], length, length)
+    np.testing.assert_allclose(maps, every, atol=6e-5)
+    assert predicted.shape == batch.targets.shape
+
+
+def test_best_head_is_the_one_that_looks_at_sources_most():
+    spans = probes.spans_of(INDUCTION, "attention", drawn(INDUCTION))
+    maps = np.random.default_rng(0).dirichlet(np.ones(12), (2, 4, 3, 12))
+    expected = np.zeros((2, 3))
+    for layer, head in np.ndindex(2, 3):
+        for row, _, asked, places in expected_spans(INDUCTION):
+            expected[layer, head] += maps[layer, row, head, asked, places].sum() / 4
+    result = probes.mass_on_source(maps, spans)
+    np.testing.assert_allclose(result["mass_on_source"], expected)
+    layer, head = np.unravel_index(expected.argmax(), expected.shape)
+    assert (result["best"]["layer"], result["best"]["head"]) == (layer, head)
+    assert result["best"]["mass"] == pytest.approx(expected.max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_as_many_other_keys_of_the_past_are_blocked_elsewhere(name):
+    config = CONFIGS[name]
+    shape = drawn(config).inputs.shape[:2]
+    cases = probes.blocked_pairs(probes.spans_of(config, "attention", drawn(config)), *shape)
+    assert not cases["open"].any()
+    source, elsewhere = np.zeros((2, *shape, shape[1]), bool)
+    for row, _, asked, places in expected_spans(config):
+        source[row, asked, places] = True
+        chosen = cases["elsewhere"][row, asked]
+        assert chosen.sum() == min(len(places), asked + 1 - len(places))
+        assert not chosen[asked + 1 :].any()
+        elsewhere[row, asked] = chosen
+    np.testing.assert_array_equal(cases["source"], source)
+    np.testing.assert_array_equal(cases["elsewhere"], elsewhere)
+    assert not (source & elsewhere).any()
+
+
+def test_every_other_key_of_the_past_can_be_blocked_elsewhere():
+    many = np.arange(2000)
+    places = np.full((2000, 1), 3) + np.arange(2)
+    asked = np.full(2000, 7)
+    spans = Spans(many, np.zeros_like(many), asked, places, np.ones((2000, 2), bool))
+    counts = probes.blocked_pairs(spans, 2000, 9)["elsewhere"][:, 7].sum(0)
+    assert (counts[[0, 1, 2, 5, 6, 7]] > 200).all()
+    assert not counts[[3, 4, 8]].any()
+    whole = Spans(*(x[:1] for x in (many, many, np.array([1]), np.array([[0, 1]]), spans.is_first)))
+    assert not probes.blocked_pairs(whole, 1, 2)["elsewhere"].any(), "there is no other key"
+
+
+@pytest.mark.parametrize("name", ["recall", "digits", "copy"])
+def test_blocking_takes_away_what_was_read_there_and_nothing_else(name):
+    config = CONFIGS[name]
+    batch, params = drawn(config), draw_params(config, "attention")
+    spans = probes.spans_of(config, "attention", batch)
+    decoder = build_decoder(config.task, config.model_of("attention"))
+    say = jax.jit(
+        lambda b: decoder.apply({"params": params}, batch.inputs, batch.positions, blocked=b)
+    )
+    free = np.asarray(jax.jit(decoder.apply)({"params": params}, batch.inputs, batch.positions))
+    cases = probes.blocked_pairs(spans, *batch.inputs.shape[:2])
+    said = {case: np.asarray(say(blocked)) for case, blocked in cases.items()}
+    np.testing.assert_allclose(said["open"], free, rtol=1e-4, atol=1e-5)
+    with_source = np.zeros(batch.targets.shape, bool)
+    with_source[spans.row, spans.answer] = True
+    for case in ("source", "elsewhere"):
+        change = np.abs(said[case] - free).max(axis=-1)
+        assert (change[with_source] > 1e-4).all()
+        np.testing.assert_allclose(change[~with_source], 0, atol=1e-4)
+
+    # Were each question's answer what is said when its case is blocked, all would be right.
+    for case, logits in said.items():
+        rows = batch._replace(targets=np.where(with_source, logits.argmax(-1), batch.targets))
+        result = probes.blocked_accuracy(config, "attention", params, rows, spans)
+        assert set(result) == {"open", "source", "elsewhere"}
+        assert result[case] == 1.0
+        for other, expected in said.items():
+            right = expected.argmax(-1) == rows.targets
+            assert result[other] == pytest.approx(right[with_source].mean())
+
+
+@functools.cache
+def reach_of(config, model):
+    trained, initial = (draw_params(config, model, seed) for seed in (1, 2))
+    spans = probes.spans_of(config, model, drawn(config))
+    return probes.gradient_reach(config, model, trained, initial, drawn(config), spans)
+
+
+@functools.cache
+def build_jacobian(config, model):
+    decoder = build_decoder(config.task, config.model_of(model))
+    shape = (1, config.task.length, config.model_of(model).width)
+
+    @jax.jit
+    def jacobian(params, row):
+        def true_answers(change):
+            variables = {"params": params, "perturbations": {"embedded": change}}
+            result = decoder.apply(variables, row.inputs[None], row.positions[None])[0]
+            if config.task.num_classes is None:
+                return result
+            return jnp.stack([result[i, row.targets[i]] for i in range(len(result))])
+
+        return jax.jacobian(true_answers)(jnp.zeros(shape))[:, 0]
+
+    return jacobian
+
+
+def norms_by_jacobian(config, model, params):
+    """For each answer with a source: norms of the derivative by every embedded input."""
+    jacobian, batch = build_jacobian(config, model), drawn(config)
+    rows = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(batch.inputs))]
+    by_row = [np.asarray(jacobian(params, row)) for row in rows]
+    for row, answer, asked, places in expected_spans(config):
+        yield answer, asked, places, np.linalg.norm(by_row[row][answer], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("recall", "attention"),
+        ("text", "window"),
+        ("induction", "gru"),
+        ("copy", "attention"),
+        ("adding", "gru"),
+    ],
+)
+def test_reach_is_that_of_the_jacobian(name, model):
+    config = CONFIGS[name]
+    result = reach_of(config, model)
+    for seed, which in ((1, "trained"), (2, "initial")):
+        found = list(norms_by_jacobian(config, model, draw_params(config, model, seed)))
+        columns = sorted({answer for answer, *_ in found})
+        if len(columns) > probes.MAX_ANSWERS:  # evenly spaced
+            assert name == "text"
+            columns = [columns[i * 11 // 7] for i in range(8)]
+        by_distance = [[] for _ in range(config.task.length)]
+        on_source, uniform = [], []
+        for answer, asked, places, norms in found:
+            if answer in columns:
+                assert not norms[asked + 1 :].any()
+                share = norms / norms.sum()
+                on_source.append(share[places].sum())
+                uniform.append(len(places) / (asked + 1))
+                for place in range(asked + 1):
+                    by_distance[asked - place].append(share[place])
+        means = [np.mean(shares) if shares else 0.0 for shares in by_distance]
+        np.testing.assert_allclose(result[which]["by_distance"], means, rtol=2e-3, atol=1e-6)
+        assert result[which]["share_at_source"] == pytest.approx(np.mean(on_source), rel=1e-3)
+        assert result["uniform"] == pytest.approx(np.mean(uniform))
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_shares_of_questions_at_one_place_sum_to_one():
+    for which in ("initial", "trained"):
+        assert sum(reach_of(INDUCTION, "gru")[which]["by_distance"]) == pytest.approx(1, abs=2e-3)
+
+
+def test_nothing_reaches_beyond_a_window():
+    config = dataclasses.replace(RECALL, task=Induction(length=12))
+    trained, initial = (draw_params(config, "window", seed) for seed in (1, 2))
+    spans = probes.spans_of(config, "window", drawn(config))
+    result = probes.gradient_reach(config, "window", trained, initial, drawn(config), spans)
+    for which in ("initial", "trained"):
+        reach = np.array(result[which]["by_distance"])
+        assert (reach[: config.model.window] > 0).all()
+        assert not reach[config.model.window :].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 17)])
+def test_packed_maps_are_kept_to_a_byte(shape):
+    maps = np.random.default_rng(0).random(shape)
+    maps.flat[0] = 1.0
+    text = json.loads(json.dumps(probes.packed(maps)))
+    found = probes.unpacked(text)
+    assert found.shape == shape
+    np.testing.assert_allclose(found, maps, atol=0.5 / 255 + 1e-9)
+    assert found.flat[0] == 1.0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_examples_show_rows_as_a_person_reads_them(name):
+    config, batch = CONFIGS[name], drawn(CONFIGS[name])
+    length, is_number = config.task.length, config.task.num_classes is None
+    maps = np.random.default_rng(0).random((1, len(batch.inputs), 2, length, length))
+    predicted = batch.targets + (0.5 if is_number else 0)
+    found = probes.examples(config, batch, maps, predicted)
+    assert json.loads(json.dumps(found)) == found
+    assert len(found) == probes.NUM_EXAMPLES
+    spell = getattr(config.task, "spell", str)
+    for row, example in enumerate(found):
+        assert len(example["tokens"]) == length
+        assert all(isinstance(token, str) for token in example["tokens"])
+        if config.task.vocab_size:
+            assert example["tokens"] == [spell(int(t)) for t in batch.inputs[row]]
+        is_asked = batch.targets[row] != UNASKED
+        answers = example["answers"]
+        assert [a["position"] for a in answers] == batch.positions[row][is_asked].tolist()
+        assert [a["source"] for a in answers] == batch.sources[row][is_asked].tolist()
+        for answer, target in zip(answers, batch.targets[row][is_asked], strict=True):
+            if is_number:
+                assert answer["target"] == pytest.approx(float(target))
+                assert answer["predicted"] == pytest.approx(target + 0.5)
+            else:
+                assert answer["target"] == answer["predicted"] == spell(int(target))
+        np.testing.assert_allclose(probes.unpacked(example["maps"]), maps[:, row], atol=0.002)
+        assert example["source_width"] == config.task.source_width
+
+
+def test_a_probe_sees_what_the_mixer_has():
+    trained, initial = (draw_params(INDUCTION, "gru", seed) for seed in (1, 2))
+    seen = probes.probe(INDUCTION, "gru", trained, initial, questions_of(INDUCTION))
+    assert seen == {"attention": None, "blocked": None, "gradient": reach_of(INDUCTION, "gru")}
+    trained, initial = (draw_params(RECALL, "attention", seed) for seed in (1, 2))
+    seen = probes.probe(RECALL, "attention", trained, initial, questions_of(RECALL))
+    assert seen["gradient"] == reach_of(RECALL, "attention")
+    assert set(seen["blocked"]) == {"open", "source", "elsewhere"}
+    assert np.shape(seen["attention"]["mass_on_source"]) == (1, 2)
+    assert len(seen["examples"]) == probes.NUM_EXAMPLES
+    assert json.loads(json.dumps(seen)) == seen
+
+
+def test_cost_is_measured_at_each_length():
+    evaluate = dataclasses.replace(RECALL.evaluate, cost_lengths=(16, 64))
+    config = dataclasses.replace(RECALL, evaluate=evaluate)
+    params = draw_params(RECALL, "attention")
+    found = probes.cost(config, "attention", params, questions_of(RECALL))
+    assert [of_length["length"] for of_length in found] == [16, 64]
+    assert all(of_length["milliseconds"] > 0 for of_length in found)
+    assert 0 < found[0]["temporary_bytes"] < found[1]["temporary_bytes"]
+    assert json.loads(json.dumps(found)) == found
+    assert probes.cost(RECALL, "attention", params, questions_of(RECALL)) == []
