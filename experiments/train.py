@@ -114,6 +114,8 @@ class Program(NamedTuple):
     init: Callable[[int], tuple[Any, Any]]
     """From a seed: parameters and the optimiser's state before the first step. Not compiled as a
     whole: what draws a matrix of some shape is compiled once for all models."""
+    one: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
+    """What ``dispatch`` does with each run; pure."""
     dispatch: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
     """From states (whose memory it reuses), seeds, rates and the task's data: the states
     ``steps_per_dispatch`` steps later."""
@@ -171,7 +173,7 @@ def build_program(config: Config, model: str, num_slots: int, data: Any) -> Prog
             lambda: (state, StepMetrics(state.step, state.status, none, none, none)),
         )
 
-    return Program(init, each_run(dispatch, num_slots, donate=True), num_slots)
+    return Program(init, dispatch, each_run(dispatch, num_slots, donate=True), num_slots)
 
 
 def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data: Any) -> Batch:

@@ -117,6 +117,11 @@ class PrefixKeyCopy:
             f"letters that follow the key in it ({self.length} tokens)"
         )
 
+    def spell(self, token: int) -> str:
+        """A letter, or the sign that the definition has."""
+        signs = {}
+        return signs.get(token, chr(ord("a") + token))
+
     def floors(self, data: Any = ()) -> dict[str, Floor]:
         """A uniform guess among letters: no letter is preferred."""
         return {"chance": Floor(accuracy=1 / NUM_LETTERS, loss=math.log2(NUM_LETTERS))}

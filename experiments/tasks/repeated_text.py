@@ -177,6 +177,10 @@ class RepeatedText:
             f"({corpus.num_files} files, {corpus.size} characters, sha256 {corpus.digest[:12]})"
         )
 
+    def spell(self, token: int) -> str:
+        """The character."""
+        return chr(token)
+
     def floors(self, data: Any) -> dict[str, Floor]:
         """Always the most frequent character; the entropy of the characters of ``data``."""
         return {"chance": Floor.of_counts(np.bincount(np.asarray(data)))}

@@ -104,6 +104,11 @@ class StringCopy:
             f"{NUM_LETTERS}, then the same string and its end ({self.length} tokens)"
         )
 
+    def spell(self, token: int) -> str:
+        """A letter, or the sign that the definition has."""
+        signs = {BEGIN: "$", BAR: "|", END: ".", PADDING: " "}
+        return signs.get(token, chr(ord("a") + token))
+
     def floors(self, data: Any = ()) -> dict[str, Floor]:
         """Guessing by how often each answer occurs, without and with knowing when to stop.
 

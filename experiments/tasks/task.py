@@ -6,6 +6,8 @@ asked of a row, F features of a real-valued input.
 A task is a frozen dataclass: its fields are its settings (they appear on the command line as
 ``--task.FIELD``), its methods are pure. Randomness enters through ``rng`` alone and data through
 ``data`` alone, so ``sample`` can be jitted, vmapped over seeds and run inside a training step.
+
+A task whose tokens stand for something to read may say so: ``spell(token) -> str``, for figures.
 """
 
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable

@@ -108,7 +108,7 @@ FOLDERS = {
     "attn": ("attn",),
     "experiments": ("attn", "experiments"),
     "configs": ("experiments.config", "experiments.tasks"),
-    "benchmarks": ("attn", "benchmarks"),
+    "benchmarks": ("attn", "benchmarks", "experiments"),
 }
 FROM_THE_GROUND_UP = (
     *(

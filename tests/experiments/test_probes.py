@@ -1,92 +1,32 @@
-"""What is seen inside a model, where it is known: by construction, or by a slower way to it."""
+"""What is seen inside a model, where it is known by construction."""
 
 import dataclasses
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import probes
-from experiments.config import Config, EvaluateConfig, ModelConfig
-from experiments.evaluate import Questions
 from experiments.models.decoder import build_decoder
 from experiments.probes import Spans
 from experiments.tasks import (
-    NO_SOURCE,
     UNASKED,
-    Adding,
-    Induction,
-    NoisyDigits,
-    Recall,
-    RepeatedText,
-    StringCopy,
 )
-from tests.attn import cases
-
-RECALL = Config(
-    task=Recall(vocab_size=16, length=16, num_pairs=2),
-    models=("attention", "window", "gru"),
-    model=ModelConfig(width=8, num_layers=1, num_heads=2, window=5, short_convolution=0),
-    evaluate=EvaluateConfig(num_answers=8, batch_size=4, num_probe_rows=4),
-)
-CARRIED = dataclasses.replace(RECALL.model, short_convolution=3)
-DIGITS = dataclasses.replace(RECALL, task=NoisyDigits(length=11), model=CARRIED)
-TEXT = dataclasses.replace(
+from tests.experiments.probed import (
+    CONFIGS,
+    DIGITS,
+    INDUCTION,
     RECALL,
-    task=RepeatedText(num_characters=12),
-    model=dataclasses.replace(RECALL.model, num_layers=2),
+    TEXT,
+    draw_params,
+    drawn,
+    expected_spans,
+    questions_of,
+    reach_of,
 )
-INDUCTION = dataclasses.replace(RECALL, task=Induction(length=12), model=CARRIED)
-COPY = dataclasses.replace(RECALL, task=StringCopy(max_characters=5))
-ADDING = dataclasses.replace(RECALL, task=Adding(length=12))
-CONFIGS = {
-    "recall": RECALL,
-    "digits": DIGITS,
-    "text": TEXT,
-    "induction": INDUCTION,
-    "copy": COPY,
-    "adding": ADDING,
-}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """What is compiled here is run once; keys, too, are of a kind that is quick to compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        options = cases.quick_to_compile()
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-        jax.config.update("jax_default_prng_impl", "unsafe_rbg")
-        yield
-        jax.config.update("jax_default_prng_impl", "threefry2x32")
-
-
-@functools.cache
-def questions_of(config):
-    data = () if config not in (DIGITS, TEXT) else config.task.load("test")
-    if config is TEXT:
-        data = np.arange(97, 120).astype(np.uint8)
-    return Questions(config, {"test": data})
-
-
-@functools.cache
-def drawn(config):
-    """Rows to look at; those of strings are of different lengths."""
-    if config is COPY:
-        return jax.device_get(jax.jit(config.task.sample, static_argnums=1)(jax.random.key(3), 4))
-    return questions_of(config).first(config.task.length, config.evaluate.num_probe_rows)
-
-
-@functools.cache
-def draw_params(config, model, seed=1):
-    """Parameters drawn by NumPy."""
-    rng = np.random.default_rng(seed)
-    decoder = build_decoder(config.task, config.model_of(model))
-    batch = drawn(config)
-    shapes = jax.eval_shape(decoder.init, jax.random.key(0), batch.inputs, batch.positions)
-    return jax.tree.map(lambda x: rng.normal(0, 0.6, x.shape).astype(x.dtype), shapes["params"])
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def without_queries(params):
@@ -94,17 +34,6 @@ def without_queries(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, x: np.zeros_like(x) if "query" in jax.tree_util.keystr(path) else x, params
     )
-
-
-def expected_spans(config):
-    """Row, answer, question and places of every answer with a source."""
-    batch, carried = drawn(config), max(config.model.short_convolution - 1, 0)
-    for row, answer in np.ndindex(batch.targets.shape):
-        position, source = batch.positions[row, answer], batch.sources[row, answer]
-        if source != NO_SOURCE and batch.targets[row, answer] != UNASKED:
-            first = source - config.task.source_width + 1
-            places = [p for p in range(first, source + carried + 1) if p <= position]
-            yield row, answer, position, places
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -233,93 +162,6 @@ def test_blocking_takes_away_what_was_read_there_and_nothing_else(name):
         for other, expected in said.items():
             right = expected.argmax(-1) == rows.targets
             assert result[other] == pytest.approx(right[with_source].mean())
-
-
-@functools.cache
-def reach_of(config, model):
-    trained, initial = (draw_params(config, model, seed) for seed in (1, 2))
-    spans = probes.spans_of(config, model, drawn(config))
-    return probes.gradient_reach(config, model, trained, initial, drawn(config), spans)
-
-
-@functools.cache
-def build_jacobian(config, model):
-    decoder = build_decoder(config.task, config.model_of(model))
-    shape = (1, config.task.length, config.model_of(model).width)
-
-    @jax.jit
-    def jacobian(params, row):
-        def true_answers(change):
-            variables = {"params": params, "perturbations": {"embedded": change}}
-            result = decoder.apply(variables, row.inputs[None], row.positions[None])[0]
-            if config.task.num_classes is None:
-                return result
-            return jnp.stack([result[i, row.targets[i]] for i in range(len(result))])
-
-        return jax.jacobian(true_answers)(jnp.zeros(shape))[:, 0]
-
-    return jacobian
-
-
-def norms_by_jacobian(config, model, params):
-    """For each answer with a source: norms of the derivative by every embedded input."""
-    jacobian, batch = build_jacobian(config, model), drawn(config)
-    rows = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(batch.inputs))]
-    by_row = [np.asarray(jacobian(params, row)) for row in rows]
-    for row, answer, asked, places in expected_spans(config):
-        yield answer, asked, places, np.linalg.norm(by_row[row][answer], axis=-1)
-
-
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [
-        ("recall", "attention"),
-        ("text", "window"),
-        ("induction", "gru"),
-        ("copy", "attention"),
-        ("adding", "gru"),
-    ],
-)
-def test_reach_is_that_of_the_jacobian(name, model):
-    config = CONFIGS[name]
-    result = reach_of(config, model)
-    for seed, which in ((1, "trained"), (2, "initial")):
-        found = list(norms_by_jacobian(config, model, draw_params(config, model, seed)))
-        columns = sorted({answer for answer, *_ in found})
-        if len(columns) > probes.MAX_ANSWERS:  # evenly spaced
-            assert name == "text"
-            columns = [columns[i * 11 // 7] for i in range(8)]
-        by_distance = [[] for _ in range(config.task.length)]
-        on_source, uniform = [], []
-        for answer, asked, places, norms in found:
-            if answer in columns:
-                assert not norms[asked + 1 :].any()
-                share = norms / norms.sum()
-                on_source.append(share[places].sum())
-                uniform.append(len(places) / (asked + 1))
-                for place in range(asked + 1):
-                    by_distance[asked - place].append(share[place])
-        means = [np.mean(shares) if shares else 0.0 for shares in by_distance]
-        np.testing.assert_allclose(result[which]["by_distance"], means, rtol=2e-3, atol=1e-6)
-        assert result[which]["share_at_source"] == pytest.approx(np.mean(on_source), rel=1e-3)
-        assert result["uniform"] == pytest.approx(np.mean(uniform))
-    assert json.loads(json.dumps(result)) == result
-
-
-def test_shares_of_questions_at_one_place_sum_to_one():
-    for which in ("initial", "trained"):
-        assert sum(reach_of(INDUCTION, "gru")[which]["by_distance"]) == pytest.approx(1, abs=2e-3)
-
-
-def test_nothing_reaches_beyond_a_window():
-    config = dataclasses.replace(RECALL, task=Induction(length=12))
-    trained, initial = (draw_params(config, "window", seed) for seed in (1, 2))
-    spans = probes.spans_of(config, "window", drawn(config))
-    result = probes.gradient_reach(config, "window", trained, initial, drawn(config), spans)
-    for which in ("initial", "trained"):
-        reach = np.array(result[which]["by_distance"])
-        assert (reach[: config.model.window] > 0).all()
-        assert not reach[config.model.window :].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 17)])

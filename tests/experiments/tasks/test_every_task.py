@@ -204,3 +204,15 @@ def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.failed == 0
     assert result.attempted or not module.endswith(tuple(TASKS))
+
+
+@pytest.mark.parametrize(
+    ("task", "tokens", "text"),
+    [
+        (TASKS["repeated_text"](), [97, 10, 32], "a\n "),
+        (TASKS["string_copy"](), [26, 0, 25, 27, 28], "$az|."),
+        (TASKS["prefix_key"](), [0, 25], "az"),
+    ],
+)
+def test_tokens_that_stand_for_something_are_spelled(task, tokens, text):
+    assert "".join(map(task.spell, tokens)) == text

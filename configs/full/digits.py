@@ -1,0 +1,26 @@
+"""Noise-padded digits in rows of 1,024.
+
+Command   python -m experiments.run configs/full/digits.py
+For one GPU or TPU; it has not been run. Settings are those of the paper where it names them.
+"""
+
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import NoisyDigits
+
+
+def get_config() -> Config:
+    """Returns the config of noise-padded digits."""
+    return Config(
+        claim=(
+            "Attention classifies a digit whose pixels stand a thousand rows of noise before "
+            "the question."
+        ),
+        task=NoisyDigits(length=1024),
+        models=("attention", "window", "ssd", "delta_rule", "gru", "lstm", "long_convolution"),
+        model=ModelConfig(num_heads=1),
+        sweep=SweepConfig(tuning_seeds=2, seeds=5),
+        train=TrainConfig(steps=5_000, batch_size=64, checkpoint_every=1000),
+        evaluate=EvaluateConfig(
+            num_answers=355, batch_size=71, lengths=(16, 64, 256, 1024), num_probe_rows=4
+        ),
+    )
