@@ -250,5 +250,10 @@ def test_a_decoder_is_built_from_its_task():
 
 def test_a_learned_position_code_refuses_longer_rows_in_the_config():
     learned = dataclasses.replace(SMALL, position="learned")
-    with pytest.raises(ValueError, match=r"lengths is \(9,\).*8.*learned"):
-        Config(task=Induction(length=8), model=learned, evaluate=EvaluateConfig(lengths=(9,)))
+    with pytest.raises(ValueError, match=r"lengths has 9; .*8.*learned"):
+        Config(
+            task=Induction(length=8),
+            models=("attention",),
+            model=learned,
+            evaluate=EvaluateConfig(lengths=(9,)),
+        )
