@@ -1,6 +1,9 @@
-"""MQAR as in Zoology, figure 2: 512 tokens, 64 pairs, by width.
+"""MQAR as in Zoology, figure 2, by width: its hardest panel, and the commands of the others.
 
-Command   python -m experiments.run configs/full/recall_512.py
+Command   python -m experiments.run configs/full/recall.py
+          python -m experiments.run configs/full/recall.py --task.length 64 --task.num-pairs 4
+          python -m experiments.run configs/full/recall.py --task.length 128 --task.num-pairs 8
+          python -m experiments.run configs/full/recall.py --task.length 256 --task.num-pairs 16
 For one GPU or TPU; it has not been run. Settings are those of the paper where it names them.
 """
 
@@ -9,7 +12,7 @@ from experiments.tasks import Recall
 
 
 def get_config() -> Config:
-    """Returns the config of recall in rows of 512."""
+    """Returns the config of recall in rows of 512 tokens."""
     return Config(
         claim=(
             "Attention recalls at every width; what a mixer with a bounded state recalls "
