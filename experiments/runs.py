@@ -85,8 +85,8 @@ def each_run(
         at_once = None if together == 1 else together
         return jax.lax.map(lambda run: function(*run, shared), stacked, batch_size=at_once)
 
-    # Without the check of varying axes: the constants that a loop over steps starts from belong to
-    # no device, what it makes of them to one, and the two would not match.
+    # Without the check of varying axes: a run that has stopped gives constants, which belong to no
+    # device, where one that goes on gives values of its device, and the branches would not match.
     sharded = jax.shard_map(
         on_a_device, mesh=mesh, in_specs=(runs, everywhere), out_specs=runs, check_vma=False
     )
