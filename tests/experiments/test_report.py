@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from experiments.tasks import Adding, Induction, NoisyDigits, Recall, StringCopy
 from tests.experiments.handmade import make_run, rewrite, small_config
 
 ALL = {"attention": [1.0, 0.995, 0.9], "window": [0.25, 0.5, 0.3]}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(autouse=True)
@@ -397,47 +395,21 @@ def test_the_config_on_the_page_is_that_of_the_run(tmp_path):
     assert json.loads(text) == resolved
 
 
-def test_the_page_works_in_a_browser(tmp_path):
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if executable is None or sync_playwright is None:
-        missing = "no browser" if executable is None else "no playwright"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
+def test_the_page_works_in_a_browser(tmp_path, open_file, width, scheme):
     folders = [make_run(tmp_path, small_config(seed=s), ALL, name=f"r{s}") for s in range(2)]
     write(tmp_path, *folders)
-    noise = []
-    file = tmp_path / "page" / "report.html"
-    with sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = driver.chromium.launch(executable_path=executable, args=flags)
-        for width, scheme in ((1300, "light"), (390, "dark")):
-            context = browser.new_context(
-                offline=True, color_scheme=scheme, viewport={"width": width, "height": 800}
-            )
-            page_ = context.new_page()
-            page_.on("console", lambda message: noise.append(message.text))
-            page_.on("pageerror", lambda error: noise.append(str(error)))
-            page_.on(
-                "request",
-                lambda request: (
-                    request.url in (file.as_uri(), "")
-                    or request.url.startswith("data:")
-                    or noise.append(request.url)
-                ),
-            )
-            page_.goto(file.as_uri())
-            assert page_.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            assert page_.evaluate("[...document.images].every(x => x.naturalWidth > 0)")
-            assert page_.locator("section.attention-viewer").count() == 2
-            assert page_.locator("section.attention-viewer").first.locator("canvas").count() > 0
-            page_.click("nav a >> nth=1")
-            assert page_.url.endswith("#run-2")
-            context.close()
-        browser.close()
-    assert noise == []
+    page = open_file(
+        tmp_path / "page" / "report.html",
+        color_scheme=scheme,
+        viewport={"width": width, "height": 800},
+    )
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.images].every(x => x.naturalWidth > 0)")
+    assert page.locator("section.attention-viewer").count() == 2
+    assert page.locator("section.attention-viewer").first.locator("canvas").count() > 0
+    page.click("nav a >> nth=1")
+    assert page.url.endswith("#run-2")
 
 
 def test_pictures_of_a_page_are_found_wherever_they_stand(tmp_path):
