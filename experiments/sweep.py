@@ -1,7 +1,8 @@
 """All runs of one model: the search for its learning rate, then fresh seeds at that rate.
 
     search   every rate x every tuning seed, each run scored on the valid split
-    choice   the rate by which most runs reach the aim, soonest; without, of the least loss
+    choice   the lowest of the rates by which most runs reach the aim about as soon as by any;
+             where none does, that of the least loss
     fresh    the reported seeds at that rate
 
 Both stages go through one compiled program. The seeds of the search are never reported, and
@@ -31,6 +32,9 @@ from experiments.train import (
     initial_state,
     train,
 )
+
+NEAR = 1.5
+"""Steps that a lower learning rate may take, times those of the soonest, to be chosen."""
 
 
 class Diverged(RuntimeError):
@@ -127,19 +131,31 @@ def validate(
 def choose(scores: list[dict[str, Any]]) -> float:
     """Returns the learning rate to report, from the scores of a search.
 
-    That by which most runs have reached the aim and stopped; of these, the one that took the
-    fewest steps; if none has, the one with the least median loss. A run that has diverged has the
-    greatest loss of all.
+    Of the rates by which most runs have reached the aim and stopped, the lowest that took at most
+    ``NEAR`` times the steps of the soonest: of two rates that learn about as fast, the higher is
+    nearer to the one at which a run gets nowhere. If none has reached it, the one with the least
+    median loss. A run that has diverged has the greatest loss of all.
     """
+    of_rates: dict[float, list[dict[str, Any]]] = {}
+    for score in scores:
+        of_rates.setdefault(score["learning_rate"], []).append(score)
 
-    def order(rate: float) -> tuple[float, ...]:
-        runs = [score for score in scores if score["learning_rate"] == rate]
-        reached = [run for run in runs if run["status"] == "reached"]
-        steps = statistics.mean(run["steps"] for run in runs)
-        losses = [math.inf if run["status"] == "diverged" else run["loss"] for run in runs]
-        return (-len(reached), steps if reached else 0.0, statistics.median(losses))
+    def reached(rate: float) -> int:
+        return sum(run["status"] == "reached" for run in of_rates[rate])
 
-    return min(dict.fromkeys(score["learning_rate"] for score in scores), key=order)
+    def steps(rate: float) -> float:
+        return statistics.mean(run["steps"] for run in of_rates[rate])
+
+    def loss(rate: float) -> float:
+        return statistics.median(
+            math.inf if run["status"] == "diverged" else run["loss"] for run in of_rates[rate]
+        )
+
+    most = max(map(reached, of_rates))
+    if most == 0:
+        return min(of_rates, key=loss)
+    best = [rate for rate in of_rates if reached(rate) == most]
+    return min(rate for rate in best if steps(rate) <= NEAR * min(map(steps, best)))
 
 
 def evaluate(

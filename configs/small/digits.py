@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/digits.py
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
 from experiments.tasks import NoisyDigits
 
 
@@ -15,9 +15,8 @@ def get_config() -> Config:
             "question; the same model with a window of 16 rows cannot."
         ),
         task=NoisyDigits(length=128),
-        models=("attention", "window", "ssd", "delta_rule", "gru", "lstm", "long_convolution"),
-        model=ModelConfig(num_heads=1),
-        sweep=SweepConfig(tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=400),
+        models=("attention", "window", "ssd,num_heads=1", "gru", "lstm"),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=355, batch_size=71, lengths=(16, 32, 64, 128)),
     )

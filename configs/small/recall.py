@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/recall.py
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
 from experiments.tasks import Recall
 
 
@@ -19,22 +19,21 @@ def get_config() -> Config:
         models=(
             "attention",
             "window",
-            "ssd",
-            "delta_rule",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
             "gru",
             "lstm",
             "long_convolution",
             "none",
             "attention,short_convolution=0",
             "window,short_convolution=0",
-            "ssd,short_convolution=0",
-            "delta_rule,short_convolution=0",
+            "ssd,num_heads=1,short_convolution=0",
+            "delta_rule,num_heads=1,short_convolution=0",
             "gru,short_convolution=0",
             "lstm,short_convolution=0",
             "long_convolution,short_convolution=0",
         ),
-        model=ModelConfig(num_heads=1),
         sweep=SweepConfig(tuning_seeds=1, seeds=5),
-        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
         evaluate=EvaluateConfig(cost_lengths=(256, 1024)),
     )

@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/selective_copy.py
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
 from experiments.tasks import SelectiveCopy
 
 
@@ -17,16 +17,13 @@ def get_config() -> Config:
         task=SelectiveCopy(length=96, num_tokens=8),
         models=(
             "attention,position=rotary",
-            "attention",
             "window",
-            "ssd",
-            "delta_rule",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
             "gru",
-            "lstm",
             "long_convolution",
         ),
-        model=ModelConfig(num_heads=1),
-        sweep=SweepConfig(tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.9999, checkpoint_every=400),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.9999, checkpoint_every=300),
         evaluate=EvaluateConfig(),
     )

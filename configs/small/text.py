@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/text.py
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
 from experiments.tasks import RepeatedText
 
 
@@ -16,9 +16,8 @@ def get_config() -> Config:
             "better on the first reading."
         ),
         task=RepeatedText(num_characters=96),
-        models=("attention,position=rotary", "window", "ssd", "delta_rule", "gru"),
-        model=ModelConfig(num_heads=1),
+        models=("attention,position=rotary", "window", "ssd,num_heads=1", "gru"),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=400),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=50_000),
     )

@@ -3,10 +3,10 @@
 Command   python -m experiments.run configs/small/width.py
 """
 
-from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
 from experiments.tasks import Recall
 
-MIXERS = ("attention", "delta_rule", "ssd", "long_convolution", "gru")
+MIXERS = ("attention", "delta_rule,num_heads=1", "ssd,num_heads=1", "gru")
 WIDTHS = (16, 32, 64)
 
 
@@ -19,8 +19,7 @@ def get_config() -> Config:
         ),
         task=Recall(vocab_size=256, length=64, num_pairs=4),
         models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),
-        model=ModelConfig(num_heads=1),
-        sweep=SweepConfig(tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=4_000),
     )

@@ -33,8 +33,8 @@ from experiments.models.mixer import FLOAT_BYTES, Mixer
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
 
-CHUNK = 32
-"""Tokens a chunk; a power of 2."""
+CHUNK = 64
+"""Tokens a chunk."""
 
 
 class DeltaRule(Mixer):
@@ -97,7 +97,7 @@ def chunked(
     the state S of before, all that a chunk waits for, then enters by products alone.
     """
     batch, length = query.shape[:2]
-    chunk = min(chunk, 1 << (length - 1).bit_length())
+    chunk = min(chunk, length)
     padding = -length % chunk
 
     def split(x):  # [B, L, N, ...] -> [chunks, B, N, C, ...]
@@ -126,37 +126,29 @@ def chunked(
 
 @jax.custom_jvp
 def invert(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
-    """Returns ``(I + below)^-1`` of strictly lower triangular matrices; C a power of 2.
+    """Returns ``(I + below)^-1`` of strictly lower triangular matrices, row by row.
 
-    The inverses of diagonal blocks are joined two and two, until one is left:
+        T_i = e_i - sum_{j < i} below_ij T_j
 
-        [A 0; X D]^-1 = [A^-1 0; -D^-1 X A^-1 D^-1]
-
-    That is matrix products alone, and as stable as substitution where keys repeat. The series of
-    powers of ``below`` would not be: its terms are then binomial coefficients, of either sign.
+    Substitution is stable where keys repeat. The series of powers of ``below`` would not be: its
+    terms are then binomial coefficients, of either sign.
     """
     size = below.shape[-1]
-    # One leading axis: with more of them XLA's program for these small products crashes on CPU.
+    # One leading axis: with more of them XLA's program for small products crashes on CPU.
     flat = below.reshape(-1, size, size)
-    inverse = jnp.ones((flat.shape[0], size, 1, 1), below.dtype)
-    width = 1
-    while width < size:
-        pairs = size // (2 * width)
-        corners = flat.reshape(-1, pairs, 2 * width, pairs, 2 * width)[:, :, width:, :, :width]
-        on_diagonal = jnp.eye(pairs, dtype=below.dtype)[:, None, :, None]
-        corner = jnp.sum(corners * on_diagonal, axis=-2)
-        first, second = inverse[:, 0::2], inverse[:, 1::2]
-        joined = -_product(second, corner, first)
-        upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
-        lower = jnp.concatenate([joined, second], axis=-1)
-        inverse = jnp.concatenate([upper, lower], axis=-2)
-        width *= 2
+    identity = jnp.eye(size, dtype=below.dtype)
+
+    def substitute(inverse, i):
+        row = identity[i] - jnp.einsum("bj,bjt->bt", flat[:, i], inverse)
+        return inverse.at[:, i].set(row), None
+
+    inverse, _ = jax.lax.scan(substitute, jnp.zeros_like(flat), jnp.arange(size))
     return inverse.reshape(below.shape)
 
 
 @invert.defjvp
 def _invert_jvp(primals, tangents):
-    # d(X^-1) = -X^-1 dX X^-1: two products in place of the derivative of every join.
+    # d(X^-1) = -X^-1 dX X^-1: two products in place of the derivative of every row.
     inverse = invert(*primals)
     return inverse, -_product(inverse, *tangents, inverse)
 

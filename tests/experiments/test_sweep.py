@@ -51,8 +51,11 @@ def score(rate, status="finished", steps=100, loss=1.0):
             [score(1.0, "reached", 10), score(1.0), *2 * [score(2.0, "reached", 90)]],
             2.0,
         ),
-        # Of as many, the ones that take fewer steps.
+        # Of as many, the one that takes far fewer steps; of near ones, the lower.
         ([score(1.0, "reached", 50, 0.1), score(2.0, "reached", 25, 0.2)], 2.0),
+        ([score(1.0, "reached", 37, 0.2), score(2.0, "reached", 25, 0.1)], 1.0),
+        # Near to the soonest of those by which most have reached it.
+        ([score(1.0, "reached", 90), score(1.0), *2 * [score(2.0, "reached", 90)]], 2.0),
         # Alike in all, the lower rate.
         ([score(1.0), score(2.0)], 1.0),
     ],
