@@ -12,13 +12,13 @@ The models that a run compares are named by what sets them apart: a mixer, and t
 import dataclasses
 import math
 import pathlib
-from typing import Any, Literal, Union, get_args
+from typing import Any, Literal, Union
 
-from experiments.models import MIXERS
+from experiments.models import MIXERS, POSITIONS
 from experiments.tasks import TASKS, Induction
 
 AnyTask = Union[tuple(TASKS.values())]  # noqa: UP007 - built from the registry
-PositionCode = Literal["none", "learned", "sinusoidal", "rotary", "alibi", "relative"]
+PositionCode = Literal[tuple(POSITIONS)]
 
 MAX_SEED = 2**30
 """Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
@@ -36,7 +36,7 @@ class ModelConfig:
     """Layers, each a mixer and, if mlp_ratio is above 0, an MLP."""
     num_heads: int = 2
     """N, the heads of an attention mixer."""
-    position: PositionCode = "none"
+    position: PositionCode = "none"  # pyright: ignore
     """Position code; a causal mixer with a short convolution needs none."""
     short_convolution: int = 3
     """Tokens seen by the causal convolution before every mixer; 0 for no convolution."""
@@ -49,17 +49,16 @@ class ModelConfig:
         _check(self, "width num_layers num_heads window", lambda x: x >= 1, "1 or more")
         _check(self, "short_convolution mlp_ratio", lambda x: x >= 0, "0 or more")
         _check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
-        positions = get_args(PositionCode)
         _check(self, "mixer", lambda x: x in MIXERS, f"one of {', '.join(MIXERS)}")
-        _check(self, "position", lambda x: x in positions, f"one of {', '.join(positions)}")
-        if self.position in ("rotary", "alibi", "relative"):
+        _check(self, "position", lambda x: x in POSITIONS, f"one of {', '.join(POSITIONS)}")
+        position = POSITIONS[self.position]
+        if position.needs_scores:
             takers = [name for name, mixer in MIXERS.items() if mixer.takes_scores]
             expected = f"one of {', '.join(takers)} for the position code {self.position!r}"
             _check(self, "mixer", lambda x: x in takers, expected)
-        if self.position in ("sinusoidal", "rotary"):
-            even = "even (width, and width / num_heads for rotary) for this position code"
-            divisor = self.num_heads * 2 if self.position == "rotary" else 2
-            _check(self, "width", lambda x: x % divisor == 0, even)
+        divisor = position.divisor(self.num_heads)
+        multiple = f"a multiple of {divisor} for the position code {self.position!r}"
+        _check(self, "width", lambda x: x % divisor == 0, multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +184,12 @@ class Config:
         for length in self.evaluation_lengths + self.evaluate.cost_lengths:
             self.task.with_length(length)
         longest = max(self.evaluation_lengths + self.evaluate.cost_lengths)
-        if any(m.position == "learned" for m in models) and longest > self.task.length:
-            raise ValueError(
-                f"evaluate.lengths or cost_lengths has {longest}; expected none above the task's "
-                f"{self.task.length}, for a learned position code knows no others"
-            )
+        for position in {model.position for model in models}:
+            if not POSITIONS[position].knows_any_length and longest > self.task.length:
+                raise ValueError(
+                    f"evaluate.lengths or cost_lengths has {longest}; expected none above the "
+                    f"task's {self.task.length}, for a {position} position code knows no others"
+                )
 
     def model_of(self, name: str) -> ModelConfig:
         """Returns the settings of one of ``models``; ValueError if its name has no meaning."""

@@ -46,6 +46,8 @@ MARKERS = {
 }
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.4, 1, 1.4)))
 PUBLISHED_MARKERS = ("x", "+", "1", "2", "3", "4")
+ASIDE = ("position", "num_heads")
+"""What models may change and still share a panel."""
 MAX_IN_PANEL = 8
 """Models in one panel before it is split."""
 STYLE: dict[Any, Any] = {
@@ -96,14 +98,15 @@ def line_of(model: str, models: Sequence[str], position: str) -> dict[str, Any]:
 def panels_of(models: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Returns the models by panel, each with its title: one panel, or several if they are many.
 
-    They are parted by what they change in the decoder, position codes aside; what is still too
-    many, into the variants of the first mixer and all the other mixers beside the first model.
+    They are parted by what they change in the decoder, position codes and heads aside; what is
+    still too many, into the variants of the first mixer and all the other mixers beside the first
+    model.
     """
     if len(models) <= MAX_IN_PANEL:
         return [("", list(models))]
     groups: dict[str, list[str]] = {}
     for model in models:
-        parts = [f"{k} = {v}" for k, v in changes(model).items() if k != "position"]
+        parts = [f"{k} = {v}" for k, v in changes(model).items() if k not in ASIDE]
         groups.setdefault(", ".join(parts), []).append(model)
     if len(groups) > 4:
         groups = {"": list(models)}

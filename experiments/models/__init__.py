@@ -10,14 +10,15 @@ A new mixer is one file and one line of ``MIXERS``. A mixer is a linen module ``
 A mixer that has attention weights says so with ``has_weights = True``. It sows them
 ``[B, N, L, L]`` as ``weights`` where intermediates are collected, and takes
 ``blocked``, a bool ``[B, L, L]``: pairs of query and key that must not take part.
-A mixer for which the position codes rotary, alibi and relative mean something says
-``takes_scores = True``; the config refuses them for any other.
+A mixer for which the position codes that act on scores mean something says ``takes_scores = True``;
+the config refuses them for any other. The codes are those of ``experiments.models.positions``.
 """
 
 from experiments.models.attention import FullAttention, WindowedAttention
 from experiments.models.delta_rule import DeltaRule
 from experiments.models.long_convolution import LongConvolution
 from experiments.models.none import NoMixing
+from experiments.models.positions import POSITIONS
 from experiments.models.recurrent import GRU, LSTM
 from experiments.models.state_space import SSD
 
@@ -32,3 +33,5 @@ MIXERS = {
     "delta_rule": DeltaRule,
 }
 """Name on the command line to module; see the module docstring."""
+
+__all__ = ["MIXERS", "POSITIONS"]

@@ -2,19 +2,18 @@
 
     y_t = W_O sum_{s <= t} softmax_s(f(q_t . k_s / sqrt(H))) v_s
 
-with f the score function of the position code: ALiBi's penalty by distance (Press et al.,
-arXiv 2108.12409), T5's learned bias by range of distances (Raffel et al., arXiv 1910.10683), or
-none. Rotary codes turn q and k instead. 4 D^2 parameters, and 32 N with T5's bias.
+with f the score function of the position code (``experiments.models.positions``), or none; rotary
+codes turn q and k instead. 4 D^2 parameters, and those of the code.
 """
 
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Bool, Float
 
 import attn
 from experiments.models.mixer import FLOAT_BYTES, Mixer
+from experiments.models.positions import POSITIONS
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -39,11 +38,12 @@ class FullAttention(Mixer):
           x: the positions.
           blocked: pairs of query and key that take no part; none if None.
         """
+        position = POSITIONS[self.config.position]
         reach = self.reach(self.config)
         looking = self.is_mutable_collection("intermediates") and not self.is_initializing()
         attend: Any = attn.MultiHeadAttention(
             num_heads=self.config.num_heads,
-            rotary=self.config.position == "rotary",
+            rotary=position.rotary,
             use_bias=False,
             name="attention",
         )
@@ -51,25 +51,13 @@ class FullAttention(Mixer):
             "is_causal": True,
             "local_window_size": None if reach is None else (reach, 0),
             "mask": None if blocked is None else ~blocked[:, None],
-            "score": self._score(),
+            "score": position.of_scores(self, self.config.num_heads),
         }
         if not looking:
             return attend(x, **options)
         result, weights = attend(x, return_weights=True, **options)
         self.sow("intermediates", "weights", weights)
         return result
-
-    def _score(self) -> attn.scores.Score | None:
-        num_heads = self.config.num_heads
-        match self.config.position:
-            case "alibi":
-                return attn.scores.ALiBi(attn.positions.alibi_slopes(num_heads))
-            case "relative":
-                shape = (32, num_heads)  # T5's buckets, the last of them from 128 tokens on
-                table = self.param("relative", linen.initializers.normal(0.02), shape, jnp.float32)
-                return attn.scores.RelativeBias(table, bidirectional=False)
-            case _:
-                return None
 
     @classmethod
     def state_bytes(cls, config: "ModelConfig", length: int) -> int:

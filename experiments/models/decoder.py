@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Bool, Float, Int
 
-import attn
 from experiments.config import ModelConfig
 from experiments.models import MIXERS
 from experiments.models.mixer import FLOAT_BYTES
+from experiments.models.positions import POSITIONS
 from experiments.tasks import Task
 
 
@@ -73,7 +73,8 @@ class Decoder(linen.Module):
             x = embed(inputs)
         if not self.is_initializing():  # whose variables are to be the parameters alone
             x = self.perturb("embedded", x)
-        x = x + self._position_code(x.shape[-2])
+        position = POSITIONS[self.config.position]
+        x = x + position.of_inputs(self, x.shape[-2], width, self.max_length)
         for layer in range(self.config.num_layers):
             h = linen.RMSNorm(name=f"norm_{layer}")(x)
             if self.config.short_convolution:
@@ -92,17 +93,6 @@ class Decoder(linen.Module):
         if embed is not None and self.num_classes == self.vocab_size:
             return embed.attend(asked)
         return linen.Dense(self.num_classes, name="answer")(asked)
-
-    def _position_code(self, length: int) -> Float[Array, "..."]:
-        match self.config.position:
-            case "sinusoidal":
-                return attn.positions.sinusoidal(jnp.arange(length), self.config.width)
-            case "learned":
-                shape = (self.max_length, self.config.width)
-                table = self.param("position", linen.initializers.normal(0.02), shape)
-                return attn.positions.learned(table, length)
-            case _:  # none, or one that acts on queries, keys or scores inside the mixer
-                return jnp.zeros(())
 
 
 class ShortConvolution(linen.Module):

@@ -40,11 +40,15 @@ REFUSED = [
     (ModelConfig, {"short_convolution": -1}, "short_convolution is -1; expected 0 or more"),
     (ModelConfig, {"mlp_ratio": -1}, "mlp_ratio is -1; expected 0 or more"),
     (ModelConfig, {"width": 63}, "width is 63; expected a multiple of num_heads"),
-    (ModelConfig, {"width": 6, "position": "rotary"}, "width is 6; expected even"),
+    (
+        ModelConfig,
+        {"width": 6, "position": "rotary"},
+        "width is 6; .* multiple of 4 .*rotary",
+    ),
     (
         ModelConfig,
         {"width": 5, "num_heads": 1, "position": "sinusoidal"},
-        "width is 5; expected even",
+        "width is 5; expected a multiple of 2 .*sinusoidal",
     ),
     (ModelConfig, {"position": "t5"}, "position is 't5'; expected one of none, .*rotary, alibi"),
     *(

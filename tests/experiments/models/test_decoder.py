@@ -1,14 +1,14 @@
 """The decoder: its reach, its head, its codes, what it keeps of the embedded inputs."""
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import Config, EvaluateConfig, PositionCode
+from experiments.config import Config, EvaluateConfig
+from experiments.models import POSITIONS
 from experiments.models.decoder import Decoder, ShortConvolution, build_decoder, receptive_field
 from experiments.tasks import Induction, NoisyDigits
 from tests.attn.cases import jit
@@ -25,7 +25,6 @@ from tests.experiments.models.drawn import (
 
 COMMON = {"embed", "norm_0", "convolution_0", "mixer_0", "norm_out"}
 """Parameters of every decoder of SMALL's shape."""
-POSITION_CODES = typing.get_args(PositionCode)
 WINDOW = dataclasses.replace(SMALL, mixer="window")
 
 
@@ -63,7 +62,7 @@ def test_a_window_as_long_as_the_row_is_attention():
     )
 
 
-@pytest.mark.parametrize("position", POSITION_CODES)
+@pytest.mark.parametrize("position", POSITIONS)
 def test_order_is_seen_through_the_position_code_alone(position):
     config = dataclasses.replace(SMALL, position=position, short_convolution=0)
     params, apply, _ = model(config)
@@ -74,7 +73,7 @@ def test_order_is_seen_through_the_position_code_alone(position):
     assert difference < 1e-4 if position == "none" else difference > 1e-2
 
 
-@pytest.mark.parametrize("position", POSITION_CODES)
+@pytest.mark.parametrize("position", POSITIONS)
 def test_attention_and_window_start_from_the_same_parameters(position):
     tokens = jnp.zeros((BATCH, LENGTH), jnp.int32)
     configs = [dataclasses.replace(config, position=position) for config in (SMALL, WINDOW)]

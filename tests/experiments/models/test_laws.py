@@ -5,7 +5,6 @@ derivative is exactly zero; no tolerance is involved.
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from flax import linen
 
-from experiments.config import ModelConfig, PositionCode
-from experiments.models import MIXERS
+from experiments.config import ModelConfig
+from experiments.models import MIXERS, POSITIONS
 from experiments.models.decoder import Decoder, receptive_field, state_bytes
 from tests.attn.cases import jit
 from tests.experiments.models.drawn import (
@@ -29,8 +28,7 @@ from tests.experiments.models.drawn import (
     model,
 )
 
-POSITION_CODES = typing.get_args(PositionCode)
-OF_SCORES = ("rotary", "alibi", "relative")
+OF_SCORES = [name for name, position in POSITIONS.items() if position.needs_scores]
 WITH_WEIGHTS = [name for name, mixer in MIXERS.items() if mixer.has_weights]
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 every_model = pytest.mark.parametrize(
@@ -38,7 +36,7 @@ every_model = pytest.mark.parametrize(
     [
         dataclasses.replace(SMALL, mixer=mixer, position=position, short_convolution=size)
         for mixer, module in MIXERS.items()
-        for place, position in enumerate(POSITION_CODES)
+        for place, position in enumerate(POSITIONS)
         for size in (0, 3)
         if module.takes_scores or position not in OF_SCORES
         # Every pair for attention; for the others both sizes, and every code at one of them.
