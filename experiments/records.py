@@ -13,6 +13,7 @@
         cost.json               seconds; time and memory of a step by length
       figures/  report.*        what a reader looks at
       finished.json             written last: floors, seconds of the last start
+    runs/SUITE/                 of a suite: its claim and its runs, in order (suite.json), its page
 
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming
 they are cut back to the checkpoint, so that each step stands there once.
@@ -99,6 +100,36 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """What ``finish`` was told; None if the run has not finished."""
         return read_json(self.path / "finished.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteFolder:
+    """What a suite leaves behind beside its runs."""
+
+    path: pathlib.Path
+
+    def write(self, claim: str, folders: list[RunFolder]) -> None:
+        """Keeps what the suite claims, and the names of its runs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        names = [folder.path.name for folder in folders]
+        write_json(self.path / "suite.json", {"claim": claim, "runs": names})
+
+    @property
+    def exists(self) -> bool:
+        """Whether a suite was written here."""
+        return (self.path / "suite.json").exists()
+
+    @property
+    def claim(self) -> str:
+        """What the runs show together."""
+        return read_json(self.path / "suite.json")["claim"]
+
+    @property
+    def folders(self) -> list[RunFolder]:
+        """The runs in their order; each stands in this folder or beside it."""
+        names = read_json(self.path / "suite.json")["runs"]
+        inside = ((self.path / name, self.path.parent / name) for name in names)
+        return [RunFolder(here if here.exists() else beside) for here, beside in inside]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments.config import Config, Suite, quick
 from experiments.console import announce, budget, progress
 from experiments.evaluate import Questions
-from experiments.records import RunFolder, environment
+from experiments.records import RunFolder, SuiteFolder, environment
 from experiments.sweep import Diverged, sweep
 from experiments.tasks import Split
 
@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     path = pathlib.Path(arguments[0])
     try:
-        configs = parse(path, arguments[1:])
+        chosen = choose(path, arguments[1:])
+        configs = members(chosen, path)
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return 1
     prepare_jax()
     try:
-        run_all(configs, path, Console())
+        run_all(configs, path, chosen.claim, Console())
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -72,14 +73,17 @@ def prepare_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str((RUNS / ".compiled").resolve()))
 
 
-def run_all(configs: dict[str, Config], path: pathlib.Path, console: Console) -> None:
+def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console: Console) -> None:
     """Runs the configs of a file one after the other and reports on them."""
-    if len(configs) > 1:
-        for name, config in configs.items():
-            console.print(f"{name:<16} {budget(config)}", highlight=False)
-    folders = [run(config, name, RUNS, console) for name, config in configs.items()]
-    page = folders[0].path if len(configs) == 1 else RUNS / path.stem
-    report_on(folders, page, console)
+    if len(configs) == 1:
+        ((name, config),) = configs.items()
+        folder = run(config, name, RUNS, console)
+        return report_on([folder], folder.path, "", console)
+    for name, config in configs.items():
+        console.print(f"{name:<16} {budget(config)}", highlight=False)
+    suite = SuiteFolder(RUNS / path.stem)
+    suite.write(claim, [run(config, name, RUNS, console) for name, config in configs.items()])
+    return report_on(suite.folders, suite.path, claim, console)
 
 
 def load_all(config: Config) -> None:
@@ -93,7 +97,13 @@ def load_all(config: Config) -> None:
 def parse(path: pathlib.Path, overrides: list[str]) -> dict[str, Config]:
     """Returns the configs of a file by name, with the command line's values in them.
 
-    One config, or those of a suite.
+    One config, or those of a suite. Errors are those of ``choose``.
+    """
+    return members(choose(path, overrides), path)
+
+
+def choose(path: pathlib.Path, overrides: list[str]) -> Config | Suite:
+    """Returns what a file describes, with the command line's values in it.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -101,7 +111,7 @@ def parse(path: pathlib.Path, overrides: list[str]) -> dict[str, Config]:
       SystemExit: from the command line's own ``--help`` and messages.
     """
     default, description = read_config(path)
-    chosen = tyro.cli(
+    return tyro.cli(
         type(default),
         prog=f"python -m experiments.run {path}",
         description=description,
@@ -109,16 +119,25 @@ def parse(path: pathlib.Path, overrides: list[str]) -> dict[str, Config]:
         args=overrides,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
+    """Returns the config of a file by its name, or those of the suite that it describes.
+
+    Raises:
+      FileNotFoundError: if a member is no file.
+      ValueError: if a member is no config.
+    """
     if isinstance(chosen, Config):
         return {path.stem: chosen}
-    members = {}
+    found = {}
     for name in chosen.members:
         member, _ = read_config(path.parent / name)
         if not isinstance(member, Config):
             raise ValueError(f"members has {name!r}; expected the file of a config, not of a suite")
         member = dataclasses.replace(member, seed=chosen.seed)
-        members[pathlib.Path(name).stem] = quick(member) if chosen.quick else member
-    return members
+        found[pathlib.Path(name).stem] = quick(member) if chosen.quick else member
+    return found
 
 
 def read_config(path: pathlib.Path) -> tuple[Config | Suite, str]:
@@ -156,12 +175,12 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
     return folder
 
 
-def report_on(folders: list[RunFolder], page: pathlib.Path, console: Console) -> None:
+def report_on(folders: list[RunFolder], page: pathlib.Path, claim: str, console: Console) -> None:
     """Writes the pages of finished runs and prints their tables."""
     from experiments import report  # matplotlib takes two seconds to import
 
     with console.status("drawing"):
-        pages = report.write(folders, page)
+        pages = report.write(folders, page, claim)
     for folder in folders:
         console.print(report.terminal_table(folder))
     console.print(f"report: {' and '.join(map(str, pages))}")

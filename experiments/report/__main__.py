@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from experiments.records import RunFolder
+from experiments.records import RunFolder, SuiteFolder
 from experiments.report import terminal_table, update_readme, write
 from experiments.results import Results
 
@@ -17,15 +17,22 @@ def main(arguments: list[str]) -> int:
         prog="python -m experiments.report",
         description="Writes report.html and report.md from the records of runs.",
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run folders, or their parents")
+    parser.add_argument(
+        "runs", nargs="+", type=pathlib.Path, help="folders of runs or of suites, or their parents"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="directory of the pages")
     parser.add_argument("--readme", type=pathlib.Path, help="put the summary between its markers")
     chosen = parser.parse_args(arguments)
     try:
         folders = [folder for path in chosen.runs for folder in folders_of(path)]
-        alone = folders[0].path
-        out = chosen.out or (alone if len(folders) == 1 else alone.parent / "report")
-        pages = write(folders, out)
+        suite = SuiteFolder(chosen.runs[0]) if len(chosen.runs) == 1 else None
+        claim, place = "", folders[0].path
+        if suite is not None and suite.exists:
+            claim, place = suite.claim, suite.path
+        elif len(folders) > 1:
+            place = place.parent / "report"
+        out = chosen.out or place
+        pages = write(folders, out, claim)
         if chosen.readme is not None:
             update_readme(chosen.readme, [Results.load(folder) for folder in folders], out)
             pages.append(chosen.readme)
@@ -40,13 +47,15 @@ def main(arguments: list[str]) -> int:
 
 
 def folders_of(path: pathlib.Path) -> list[RunFolder]:
-    """Returns the run folder at a path, or those directly in it, the oldest first.
+    """Returns the run at a path, those of the suite there, or those directly in it by age.
 
     Raises:
       ValueError: if there is none.
     """
     if (path / "config.json").exists():
         return [RunFolder(path)]
+    if SuiteFolder(path).exists:
+        return SuiteFolder(path).folders
     found = [p.parent for p in path.glob("*/config.json")]
     if not found:
         raise ValueError(f"{path} is no run folder and holds none: expected one with config.json")

@@ -35,12 +35,13 @@ from experiments.results import Results
 HERE = pathlib.Path(__file__).parent
 
 
-def write(folders: Sequence[RunFolder], out: pathlib.Path) -> list[pathlib.Path]:
+def write(folders: Sequence[RunFolder], out: pathlib.Path, claim: str = "") -> list[pathlib.Path]:
     """Writes ``report.html`` and ``report.md``, with its figures, from records alone.
 
     Args:
       folders: of runs, finished or not; at least one.
       out: the directory to write to; made if there is none.
+      claim: what several runs show together.
 
     Returns:
       The paths of the two pages.
@@ -52,7 +53,7 @@ def write(folders: Sequence[RunFolder], out: pathlib.Path) -> list[pathlib.Path]
         raise ValueError("a report needs at least one run folder")
     runs = [Results.load(folder) for folder in folders]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    blocks = page(runs)
+    blocks = page(runs, claim)
     for picture in pictures_of(blocks):
         (out / picture.file).write_bytes(picture.png)
     title = runs[0].name if len(runs) == 1 else f"Long-range dependency: {len(runs)} runs"
@@ -78,13 +79,16 @@ def pictures_of(blocks: Sequence[Block]) -> list[Picture]:
     return found
 
 
-def page(runs: Sequence[Results]) -> list[Block]:
+def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
     """Returns the whole page: all runs at once if there are several, then each."""
     anchors = [f"run-{i + 1}" for i in range(len(runs))]
     blocks: list[Block] = []
     evaluated = [results for results in runs if results.models]
     if len(runs) > 1 and evaluated:
-        blocks += [Heading(2, "All runs"), Paragraph(f"{origin(runs)}.", "Made from")]
+        blocks.append(Heading(2, "All runs"))
+        if claim:
+            blocks.append(Paragraph(claim, "Claim."))
+        blocks.append(Paragraph(f"{origin(runs)}.", "Made from"))
         png = figures.draw_overview(list(runs))
         if png is not None:
             caption = (

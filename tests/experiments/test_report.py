@@ -18,6 +18,7 @@ from scipy import stats
 
 from experiments import figures, report
 from experiments.config import EvaluateConfig, SweepConfig
+from experiments.records import SuiteFolder
 from experiments.report import words
 from experiments.report.__main__ import main
 from experiments.report.blocks import Details, Picture, Pictures
@@ -370,6 +371,18 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
     assert main(arguments) == 1
     assert "expected <!-- results -->" in capsys.readouterr().err
     assert readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
+    suite = SuiteFolder(tmp_path / "suite")
+    parent = suite.path if inside else tmp_path
+    folders = [make_run(parent, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
+    suite.write("All of it <together>.", folders)
+    assert main([str(suite.path)]) == 0
+    page = (suite.path / "report.html").read_text()
+    assert "All of it &lt;together&gt;." in page
+    assert [row[0] for row in Page(page).tables[0]] == ["task", "run2", "run0", "run1"]
 
 
 def test_the_command_line_refuses_what_is_no_run(tmp_path, capsys):
