@@ -28,13 +28,13 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunks
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
 
 CHUNK = 64
-"""Tokens a chunk."""
+"""Tokens a chunk, at most."""
 
 
 class DeltaRule(Mixer):
@@ -97,7 +97,7 @@ def chunked(
     the state S of before, all that a chunk waits for, then enters by products alone.
     """
     batch, length = query.shape[:2]
-    chunk = min(chunk, length)
+    chunk = even_chunks(length, chunk)
     padding = -length % chunk
 
     def split(x):  # [B, L, N, ...] -> [chunks, B, N, C, ...]
@@ -110,7 +110,10 @@ def chunked(
     scores = jnp.where(past, jnp.einsum("...th,...sh->...ts", q, k), 0)
     overlaps = jnp.where(past.T, 0, jnp.einsum("...th,...sh->...ts", b * k, k))
     inverse = invert(overlaps)
-    written, erased = inverse @ (b * v), inverse @ (b * k)
+    written = inverse @ (b * v)
+    if len(written) == 1:  # whose state of before is 0
+        return jnp.swapaxes((scores @ written)[0], 1, 2)
+    erased = inverse @ (b * k)
 
     def step(state, now):
         q, k, written, erased, scores = now

@@ -24,13 +24,13 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunks
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
 
 CHUNK = 64
-"""Tokens a chunk."""
+"""Tokens a chunk, at most."""
 
 
 class SSD(Mixer):
@@ -106,7 +106,7 @@ def chunked(
         S  <- exp(c_C) S + sum_s exp(c_C - c_s) k_s v_s^T
     """
     batch, length = query.shape[:2]
-    chunk = min(chunk, length)
+    chunk = even_chunks(length, chunk)
     padding = -length % chunk
 
     def split(x):  # [B, L, N, ...] -> [B, chunks, N, C, ...]
