@@ -19,8 +19,10 @@ Files are replaced whole (written beside, then renamed). Metrics alone are appen
 they are cut back to the checkpoint, so that each step stands there once.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -30,6 +32,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +44,10 @@ from experiments.runs import Run
 from experiments.train import StepMetrics, TrainState
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+class Busy(RuntimeError):
+    """Another process is at work in a run folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,20 @@ class RunFolder:
         (folder.path / "figures").mkdir(parents=True, exist_ok=True)
         write_text(folder.path / "config.json", text)
         return folder
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; the system lets go of it whatever happens.
+
+        Raises:
+          Busy: if another one is in it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(f"{self.path}: another process is at work here") from error
+            yield
 
     def model(self, name: str) -> "ModelRecord":
         """Returns the records of one model."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments.config import Config, Suite, quick
 from experiments.console import announce, budget, progress
 from experiments.evaluate import Questions
-from experiments.records import RunFolder, SuiteFolder, environment
+from experiments.records import Busy, RunFolder, SuiteFolder, environment
 from experiments.sweep import Diverged, sweep
 from experiments.tasks import Split
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     prepare_jax()
     try:
         run_all(configs, path, chosen.claim, Console())
-    except Diverged as error:
+    except (Diverged, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -157,9 +157,16 @@ def read_config(path: pathlib.Path) -> tuple[Config | Suite, str]:
 def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> RunFolder:
     """Returns the folder of the finished run, going on from what is already there."""
     folder = RunFolder.of(config, name, parent)
-    if folder.finished is not None:
-        console.print(f"{folder.path} has finished: nothing to do. Delete it to run again.")
-        return folder
+    with folder.alone():
+        if folder.finished is None:
+            finish(config, folder, console)
+        else:
+            console.print(f"{folder.path} has finished: nothing to do. Delete it to run again.")
+    return folder
+
+
+def finish(config: Config, folder: RunFolder, console: Console) -> None:
+    """Does what is left to do of a run."""
     data = {split: config.task.load(split) for split in get_args(Split)}
     questions = Questions(config, jax.tree.map(jnp.asarray, data))
     environments = folder.begin(environment())
@@ -172,7 +179,6 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
         name: floor._asdict() for name, floor in config.task.floors(questions.data["test"]).items()
     }
     folder.finish({"floors": floors, "seconds": round(time.monotonic() - begun, 1)})
-    return folder
 
 
 def report_on(folders: list[RunFolder], page: pathlib.Path, claim: str, console: Console) -> None:

@@ -330,6 +330,13 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_state_before_it(tm
         assert value.tobytes() == values[name].tobytes()
 
 
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    with RunFolder.of(CONFIG, "smoke", tmp_path).alone():
+        status, _, err = run_here(tmp_path, *OVERRIDES)
+    assert status == 1
+    assert re.fullmatch(r"error: .*/smoke-\w+: another process is at work here\n", err)
+
+
 def test_missing_data_is_an_error_in_a_line(tmp_path):
     status, _, err = run_here(
         tmp_path, "--task.path", "nowhere", config=ROOT / "configs" / "repeated_text.py"
