@@ -17,6 +17,7 @@ def get_config() -> Suite:
         ),
         members=(
             "small/recall.py",
+            "small/recall_long.py",
             "small/width.py",
             "small/induction.py",
             "small/copy.py",

@@ -63,10 +63,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with decoupled weight decay; the rate warms up linearly and falls to 0 as a cosine."""
+    """Adam with decoupled weight decay; the rate rises linearly, stays, and falls as a cosine."""
 
     warmup_steps: int = 50
     """Steps in which the rate rises from 0 to its peak."""
+    decay_share: float = 1.0
+    """Share of all steps, the last of them, in which the rate falls to 0; at most all after the
+    warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay, per step and unit of learning rate."""
     clip_norm: float = 1.0
@@ -74,6 +77,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _check(self, "clip_norm", lambda x: x > 0, "above 0")
+        _check(self, "decay_share", lambda x: 0 <= x <= 1, "in [0, 1]")
         _check(self, "warmup_steps weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
 
 

@@ -59,7 +59,7 @@ class StepMetrics(NamedTuple):
 
 
 def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW after clipping, for a peak rate of 1: warm-up, then a cosine to 0.
+    """Returns AdamW after clipping, for a peak rate of 1: warm-up, plateau, cosine to 0.
 
     Its state is a few long vectors: that is half the program of one array a parameter.
     """
@@ -74,9 +74,12 @@ def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransf
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the rate of each step as a share of the peak."""
     warmup = config.warmup_steps
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else 1.0, 1.0, warmup, decay_steps=max(steps, warmup + 1)
-    )
+    fall = max(min(round(config.decay_share * steps), steps - warmup), 1)
+    pieces = [optax.constant_schedule(1.0), optax.cosine_decay_schedule(1.0, fall)]
+    ends = [max(steps - fall, warmup)]
+    if warmup:
+        pieces, ends = [optax.linear_schedule(0.0, 1.0, warmup), *pieces], [warmup, *ends]
+    return optax.join_schedules(pieces, ends)
 
 
 def answer_losses(

@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/digits.py
 """
 
-from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import NoisyDigits
 
 
@@ -16,6 +16,7 @@ def get_config() -> Config:
         ),
         task=NoisyDigits(length=128),
         models=("attention", "window", "ssd,num_heads=1", "gru", "lstm"),
+        optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=355, batch_size=71, lengths=(16, 32, 64, 128)),

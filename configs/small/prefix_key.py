@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/prefix_key.py
 """
 
-from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import PrefixKeyCopy
 
 
@@ -24,6 +24,7 @@ def get_config() -> Config:
             "delta_rule,num_heads=1",
             "gru",
         ),
+        optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.9999, checkpoint_every=300),
         evaluate=EvaluateConfig(),

@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/recall.py
 """
 
-from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import Recall
 
 
@@ -33,6 +33,7 @@ def get_config() -> Config:
             "lstm,short_convolution=0",
             "long_convolution,short_convolution=0",
         ),
+        optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(tuning_seeds=1, seeds=5),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
         evaluate=EvaluateConfig(cost_lengths=(256, 1024)),

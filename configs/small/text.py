@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/text.py
 """
 
-from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import RepeatedText
 
 
@@ -17,6 +17,7 @@ def get_config() -> Config:
         ),
         task=RepeatedText(num_characters=96),
         models=("attention,position=rotary", "window", "ssd,num_heads=1", "gru"),
+        optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=50_000),

@@ -3,7 +3,7 @@
 Command   python -m experiments.run configs/small/width.py
 """
 
-from experiments.config import Config, EvaluateConfig, SweepConfig, TrainConfig
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import Recall
 
 MIXERS = ("attention", "delta_rule,num_heads=1", "ssd,num_heads=1", "gru")
@@ -19,6 +19,7 @@ def get_config() -> Config:
         ),
         task=Recall(vocab_size=256, length=64, num_pairs=4),
         models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),
+        optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=4_000),

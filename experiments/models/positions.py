@@ -10,16 +10,13 @@ A new one is a class here and a line of ``POSITIONS``. It belongs to a decoder's
 parameters that it makes are those of the module it is given.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
 import attn
-
-if TYPE_CHECKING:
-    pass
 
 
 class Position:

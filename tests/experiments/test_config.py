@@ -64,6 +64,7 @@ REFUSED = [
     (OptimizerConfig, {"weight_decay": math.nan}, "weight_decay is nan; expected 0 or more"),
     (OptimizerConfig, {"weight_decay": math.inf}, "weight_decay is inf; expected 0 or more"),
     (OptimizerConfig, {"weight_decay": -0.1}, "weight_decay is -0.1; expected 0 or more"),
+    (OptimizerConfig, {"decay_share": 1.1}, r"decay_share is 1.1; expected in \[0, 1\]"),
     (OptimizerConfig, {"clip_norm": 0.0}, "clip_norm is 0.0; expected above 0"),
     (OptimizerConfig, {"clip_norm": math.nan}, "clip_norm is nan; expected above 0"),
     (OptimizerConfig, {"warmup_steps": -1}, "warmup_steps is -1; expected 0 or more"),

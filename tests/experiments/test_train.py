@@ -28,9 +28,10 @@ program_of = functools.cache(build_program)
 
 @pytest.mark.parametrize("steps", [1, 49, 50, 51, 200])
 @pytest.mark.parametrize("warmup", [0, 50])
-def test_rate_of_every_step_as_a_share_of_the_peak(steps, warmup):
-    schedule = learning_rate_schedule(OptimizerConfig(warmup), steps)
-    rates = np.array([schedule(step) for step in range(steps)])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+def test_rate_of_every_step_as_a_share_of_the_peak(steps, warmup, decay):
+    schedule = learning_rate_schedule(OptimizerConfig(warmup, decay), steps)
+    rates = np.array([schedule(step) for step in range(steps + 1)])
     assert np.isfinite(rates).all()
     assert (rates >= 0).all()
     assert rates.max() <= 1
@@ -38,7 +39,12 @@ def test_rate_of_every_step_as_a_share_of_the_peak(steps, warmup):
         assert rates[warmup] == pytest.approx(1)
         assert (np.diff(rates[warmup:]) <= 0).all()
     rising = np.arange(min(steps, warmup)) / (warmup or 1)
-    np.testing.assert_allclose(rates[:warmup], rising, rtol=1e-5)
+    np.testing.assert_allclose(rates[: len(rising)], rising, rtol=1e-5)
+    if steps > warmup:
+        fall = min(max(round(decay * steps), 1), steps - warmup)
+        falling = (1 + np.cos(np.pi * np.arange(fall + 1) / fall)) / 2
+        np.testing.assert_allclose(rates[-fall - 1 :], falling, atol=1e-6)
+        assert (rates[warmup:-fall] == 1).all()
 
 
 def do(config, runs, num_slots=None):

@@ -1,0 +1,23 @@
+"""Recall from 256 tokens: sixteen pairs of a vocabulary of 512.
+
+Command   python -m experiments.run configs/small/recall_long.py
+"""
+
+from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
+from experiments.tasks import Recall
+
+
+def get_config() -> Config:
+    """Returns the config of recall in rows four times as long as in small/recall.py."""
+    return Config(
+        claim=(
+            "At four times the length and twice the pairs, and at the same width, attention "
+            "recalls at every distance; a window does within it, and a bounded state less."
+        ),
+        task=Recall(vocab_size=512, length=256, num_pairs=16),
+        models=("attention", "window", "ssd,num_heads=1", "delta_rule,num_heads=1", "gru"),
+        optimizer=OptimizerConfig(decay_share=0.3),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=600, batch_size=16, stop_accuracy=0.999, checkpoint_every=300),
+        evaluate=EvaluateConfig(),
+    )
