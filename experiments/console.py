@@ -46,7 +46,7 @@ def budget(config: Config) -> str:
     runs = config.runs_per_model * len(config.models)
     return (
         f"{runs} runs of at most {config.train.steps:,} steps of {config.train.batch_size} rows of "
-        f"{config.task.length} tokens: {runs * config.tokens_per_run / 1e6:,.0f} M tokens"
+        f"{config.task.length} tokens: {runs * config.tokens_per_run / 1e6:,.1f} M tokens"
     )
 
 

@@ -56,7 +56,7 @@ FIGURES: dict[str, Kind] = {
     ),
     "loss_by_position": Kind(
         accuracy.by_position,
-        "A thin line a seed, a thick one their median. Shaded: what has stood in the row before.",
+        "A thin line a seed, a thick one their median. Shaded: every second part of the row.",
     ),
     "attention_maps": Kind(
         inside.attention_maps,
@@ -77,7 +77,7 @@ FIGURES: dict[str, Kind] = {
     "gradient_reach": Kind(
         inside.gradient_reach,
         "Mean share of |d logit of the answer / d embedding| by distance before the question, of "
-        "one run, its answers being of all distances. A line ends where the gradient is exactly "
+        "one run, over its answers. A line ends where the gradient is exactly "
         "zero; dotted: the end of the receptive field.",
     ),
     "learning_curves": Kind(

@@ -87,8 +87,8 @@ def by_position(results: Results) -> Figure | None:
     positions = asked["by_position"]["position"]
     panels = style.panels_of(results.models)
     figure, row = style.new_panels(len(panels), width=6.4)
-    style.title(figure, f"{results.name}: loss by position, first and second reading")
-    boundary = getattr(results.config.task, "num_characters", None)
+    style.title(figure, f"{results.name}: loss by position")
+    parts = getattr(results.config.task, "parts", {})
     for axes, (title, models) in zip(row, panels, strict=True):
         labels = seed_lines(
             axes, results, models, positions, lambda m: results.columns(m, "by_position", "loss")
@@ -97,12 +97,11 @@ def by_position(results: Results) -> Figure | None:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.06)
         for line in axes.lines:
             line.set_marker("")
-        if boundary is not None:
-            axes.axvspan(boundary - 1, positions[-1], color=GREY, alpha=0.09, linewidth=0)
-            halves = ((boundary / 2, "first reading"), (boundary * 1.5, "second reading"))
-            for x, text in halves:
-                at = (x, axes.get_ylim()[1] * 0.99)
-                axes.annotate(text, at, ha="center", va="top", color=GREY)
+        for i, (text, (first, last)) in enumerate(parts.items()):
+            if i % 2:
+                axes.axvspan(first, last, color=GREY, alpha=0.09, linewidth=0)
+            at = ((first + last) / 2, axes.get_ylim()[1] * 0.99)
+            axes.annotate(text, at, ha="center", va="top", color=GREY)
         plain = [label._replace(line={**label.line, "marker": ""}) for label in labels]
         style.label_ends(axes, [*plain, *floor_lines(axes, results, "loss")])
     row[0].set_ylabel(f"loss ({results.loss_unit})")

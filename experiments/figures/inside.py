@@ -65,7 +65,9 @@ def draw_map(axes: Axes, weights: Any, example: dict[str, Any], carried: int) ->
         for source, position in pairs:
             corner = (source - before - 0.5 - grown, position - 0.5 - grown)
             size = (before + carried + 1 + 2 * grown, 1 + 2 * grown)
-            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=BOX, linewidth=1.1))
+            axes.add_patch(
+                Rectangle(corner, *size, fill=False, edgecolor=BOX, linewidth=1.1, clip_on=False)
+            )
     else:
         x, y = np.array(pairs).T
         for edge in (x - before - 1.0, x + carried + 1.0):

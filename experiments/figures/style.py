@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from experiments.models import MIXERS, POSITIONS
 from experiments.results import changes, mixer_of
 
 # Okabe and Ito's colours, which readers of every colour vision tell apart; their yellow, too
@@ -44,6 +45,8 @@ MARKERS = {
     "sinusoidal": "v",
     "learned": "P",
 }
+SPARE_MARKERS = ("*", "X", "<", ">")
+"""For position codes that have none above."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.4, 1, 1.4)))
 PUBLISHED_MARKERS = ("x", "+", "1", "2", "3", "4")
 ASIDE = ("position", "num_heads")
@@ -81,8 +84,13 @@ class Label(NamedTuple):
 def colour_of(model: str) -> str:
     """Returns the colour of a model's mixer, the same in every figure."""
     mixer = mixer_of(model)
-    spare = SPARE_COLOURS[sum(mixer.encode()) % len(SPARE_COLOURS)]
-    return COLOURS.get(mixer, spare)
+    return COLOURS.get(mixer) or _spare(mixer, MIXERS, COLOURS, SPARE_COLOURS)
+
+
+def _spare(name: str, known: Iterable[str], used: Iterable[str], spare: Sequence[str]) -> str:
+    """Returns what stands for a name that has nothing of its own, another for each if they last."""
+    without = sorted({*known, name} - set(used))
+    return spare[without.index(name) % len(spare)]
 
 
 def line_of(model: str, models: Sequence[str], position: str) -> dict[str, Any]:
@@ -92,7 +100,8 @@ def line_of(model: str, models: Sequence[str], position: str) -> dict[str, Any]:
     """
     siblings = [other for other in models if mixer_of(other) == mixer_of(model)]
     style = LINES[siblings.index(model) % len(LINES)]
-    return {"color": colour_of(model), "linestyle": style, "marker": MARKERS.get(position, "o")}
+    marker = MARKERS.get(position) or _spare(position, POSITIONS, MARKERS, SPARE_MARKERS)
+    return {"color": colour_of(model), "linestyle": style, "marker": marker}
 
 
 def panels_of(models: Sequence[str]) -> list[tuple[str, list[str]]]:

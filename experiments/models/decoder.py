@@ -129,9 +129,10 @@ def build_decoder(task: Task, config: ModelConfig) -> Decoder:
 
 def receptive_field(config: ModelConfig) -> int | None:
     """Returns the farthest distance at which a token can change an answer; None if unbounded."""
-    if config.mixer == "none":  # takes nothing, whatever the convolution before it has seen
+    mixer = MIXERS[config.mixer]
+    if mixer.is_blind:
         return 0
-    reach = MIXERS[config.mixer].reach(config)
+    reach = mixer.reach(config)
     if reach is None:
         return None
     return config.num_layers * (reach + max(config.short_convolution - 1, 0))

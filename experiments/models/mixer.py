@@ -16,6 +16,8 @@ class Mixer(linen.Module):
 
     config: "ModelConfig"
 
+    is_blind: ClassVar[bool] = False
+    """Whether it takes nothing from its input, whatever the convolution before it has seen."""
     has_weights: ClassVar[bool] = False
     """Whether it has attention weights, sows them, and takes ``blocked``."""
     takes_scores: ClassVar[bool] = False

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class NoMixing(Mixer):
     """Takes nothing from anywhere."""
 
+    is_blind = True
+
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns zeros."""
         return jnp.zeros_like(x)

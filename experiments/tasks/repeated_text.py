@@ -148,6 +148,12 @@ class RepeatedText:
         """L = 2n - 1, always odd."""
         return 2 * self.num_characters - 1
 
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """The two readings, by what is asked at a position."""
+        n = self.num_characters
+        return {"first reading": (0, n - 2), "second reading": (n - 1, 2 * n - 2)}
+
     def with_length(self, length: int) -> "RepeatedText":
         """The task of (length + 1) / 2 characters; ``length`` is odd, at least 3."""
         if length < 3 or length % 2 == 0:

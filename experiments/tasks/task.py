@@ -7,7 +7,8 @@ A task is a frozen dataclass: its fields are its settings (they appear on the co
 ``--task.FIELD``), its methods are pure. Randomness enters through ``rng`` alone and data through
 ``data`` alone, so ``sample`` can be jitted, vmapped over seeds and run inside a training step.
 
-A task whose tokens stand for something to read may say so: ``spell(token) -> str``, for figures.
+Two things are for figures, and may be left out: ``spell(token) -> str``, how a token reads, and a
+property ``parts``, the name of each stretch of a row, to its first and last position.
 """
 
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable

@@ -22,7 +22,7 @@ from experiments.config import (
     to_dict,
 )
 from experiments.evaluate import ROWS_SEED
-from experiments.models import MIXERS
+from experiments.models import MIXERS, POSITIONS
 from experiments.tasks import TASKS, Adding, CopyMemory, Induction, ListOps, Recall, RepeatedText
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
@@ -58,8 +58,8 @@ REFUSED = [
             f"mixer is '{name}'; expected one of attention, window for .* '{position}'",
         )
         for name, mixer in MIXERS.items()
-        for position in ("rotary", "alibi", "relative")
-        if not mixer.takes_scores
+        for position, code in POSITIONS.items()
+        if code.needs_scores and not mixer.takes_scores
     ),
     (OptimizerConfig, {"weight_decay": math.nan}, "weight_decay is nan; expected 0 or more"),
     (OptimizerConfig, {"weight_decay": math.inf}, "weight_decay is inf; expected 0 or more"),

@@ -182,3 +182,14 @@ def test_labels_stand_apart_in_order_and_near_their_ends(values):
             other = np.sort(rng.random(len(values))) * (1 - gap * (len(values) - 1))
             other += gap * np.arange(len(values))
             assert np.sum((other - values) ** 2) >= cost - 1e-9
+
+
+def test_names_without_a_style_get_one_each():
+    mixers = ["mamba", "hyena", "rwkv"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "MIXERS", dict.fromkeys(mixers))
+        assert len({style.colour_of(mixer) for mixer in mixers}) == 3
+        patch.setattr(style, "POSITIONS", {"fire": None, "kerple": None})
+        markers = [style.line_of("attention", ["attention"], x)["marker"] for x in style.POSITIONS]
+        assert len({*markers, "o"}) == 3
+    assert style.colour_of("not registered") in style.SPARE_COLOURS

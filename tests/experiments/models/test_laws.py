@@ -152,11 +152,18 @@ PARAMETERS = {
 }
 
 
-@every_mixer
+@pytest.mark.parametrize("mixer", PARAMETERS)
 def test_parameters_are_as_many_as_the_docstring_says(mixer):
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, WIDTH), jnp.float32)
     variables = jax.eval_shape(MIXERS[mixer](SMALL).init, jax.random.key(0), x)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PARAMETERS[mixer]
+
+
+@every_mixer
+def test_a_state_is_a_number_of_bytes_that_grows_with_the_row_if_at_all(mixer):
+    sizes = [MIXERS[mixer].state_bytes(SMALL, length) for length in (1, 3, 100)]
+    assert all(isinstance(size, int) for size in sizes)
+    assert 0 <= sizes[0] <= sizes[1] <= sizes[2]
 
 
 @pytest.mark.parametrize(
