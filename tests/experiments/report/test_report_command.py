@@ -1,0 +1,53 @@
+"""``python -m experiments.report``: what it writes, and what it refuses."""
+
+import re
+
+import pytest
+
+from experiments import report
+from experiments.records import SuiteFolder
+from experiments.report.__main__ import main
+from tests.experiments.handmade import make_run, small_config
+from tests.experiments.report.reading import ALL, Page
+
+
+def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    make_run(runs, small_config(), ALL)
+    readme = tmp_path / "README.md"
+    readme.write_text("# Top\n\n<!-- results -->\nold\n<!-- /results -->\n\nbottom\n")
+    arguments = [str(runs), "--out", str(tmp_path / "results"), "--readme", str(readme)]
+    assert main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith("# Top\n\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\n\nbottom\n")
+    assert "old" not in text
+    assert "| induction | 2/3 0.995 | 0/3 0.300 | 0.062 |" in text
+    assert "commit 0123456789ab" in text
+    (figure,) = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert (tmp_path / figure).is_file()
+    assert main(arguments) == 0
+    assert readme.read_text() == text
+    readme.write_text("no markers")
+    assert main(arguments) == 1
+    assert "expected <!-- results -->" in capsys.readouterr().err
+    assert readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
+    suite = SuiteFolder(tmp_path / "suite")
+    parent = suite.path if inside else tmp_path
+    folders = [make_run(parent, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
+    suite.write("All of it <together>.", folders)
+    assert main([str(suite.path)]) == 0
+    page = (suite.path / "report.html").read_text()
+    assert "All of it &lt;together&gt;." in page
+    assert [row[0] for row in Page(page).tables[0]] == ["task", "run2", "run0", "run1"]
+
+
+def test_the_command_line_refuses_what_is_no_run(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "is no run folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="at least one run folder"):
+        report.write([], tmp_path)

@@ -1,0 +1,206 @@
+"""Tables and facts say what the records say, computed here a second time."""
+
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from experiments import report
+from experiments.config import EvaluateConfig, SweepConfig
+from experiments.report import words
+from experiments.report.facts import noted
+from experiments.results import Results
+from experiments.tasks import Adding, Induction, Recall, StringCopy
+from tests.experiments.handmade import make_run, rewrite, small_config
+from tests.experiments.report.reading import (
+    ALL,
+    Page,
+    facts,
+    markdown_tables,
+    row_of,
+    wilson,
+    write,
+)
+
+
+def test_the_table_of_models_says_what_the_records_say(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+    text, markdown = write(tmp_path, folder)
+    table = Page(text).tables[0]
+    for model, accuracies in ALL.items():
+        row = row_of(table, model)
+        low, high = wilson(sum(a >= 0.99 for a in accuracies), 3)
+        successes = f"{sum(a >= 0.99 for a in accuracies)}/3 [{low:.2f}, {high:.2f}]"
+        assert row["runs at 99% [Wilson 95 %]"] == successes.replace("-0.00", "0.00")
+        assert row["every seed"] == " ".join(f"{a:.3f}" for a in accuracies)
+        assert row["median accuracy"] == f"{sorted(accuracies)[1]:.3f}"
+        # A right answer costs .1 bits and a wrong one 3: see handmade.answers.
+        losses = sorted(0.1 * a + 3.0 * (1 - a) for a in accuracies)
+        assert row["bits / answer"] == f"{losses[1]:.3g}"
+        assert row["rate"] == "0.01 (edge)"
+        assert row["parameters"] == "1,234"
+    # Curves rise in a line to the accuracy after 40 steps, seen every 10.
+    assert row_of(table, "attention")["steps to 99%"] == "40"
+    assert row_of(table, "window")["steps to 99%"] == "> 40"
+    chance = row_of(table, "floor: chance")
+    assert chance["median accuracy"] == f"{1 / 16:.3f}"
+    assert chance["bits / answer"] == f"{math.log2(16):.3g}"
+    first = markdown_tables(markdown)[0]
+    plain = [[cell.replace("&lt;", "<") for cell in row] for row in first]
+    assert [plain[0], *plain[2:]] == table
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+    table = next(t for t in Page(write(tmp_path, folder)[0]).tables if "minus" in t[0][0])
+    row = row_of(table, "window")
+    differences = np.subtract(ALL["window"], ALL["attention"])
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert row["accuracy [95 %]"] == f"{differences.mean():+.3f} [{low:.2f}, {high:.2f}]"
+    assert row["sign test p"] == "0.25"  # three of three: 2 / 2^3
+    assert row["pairs"] == "3"
+
+
+def test_tables_by_length_and_distance(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+    tables = Page(write(tmp_path, folder)[0]).tables
+    by_length = next(t for t in tables if t[0] == ["model", "16", "32"])
+    assert by_length[1][1:] == ["0.995", "0.995"]
+    results = Results.load(folder)
+    header = ["model", *(f"{a}-{b}" if b > a else str(a) for a, b in results.bins())]
+    by_distance = next(t for t in tables if t[0] == header)
+    seeds = [a["by_distance"]["accuracy"] for a in results.asked("attention")]
+    expected = [f"{sorted(column)[1]:.3f}" for column in zip(*seeds, strict=True)]
+    assert row_of(by_distance, "attention") == dict(
+        zip(header, ["attention", *expected], strict=True)
+    )
+
+
+def test_what_lies_beyond_the_reach_is_marked(tmp_path):
+    config = small_config(model=small_config().model.__class__(window=2, short_convolution=0))
+    folder = make_run(tmp_path, config, ALL)
+    tables = Page(write(tmp_path, folder)[0]).tables
+    by_distance = next(t for t in tables if t[0][1] == "1")
+    window = row_of(by_distance, "window")
+    assert all((value[0] == "(") == (int(low) > 2) for low, value in list(window.items())[1:])
+    assert all(value[0] != "(" for value in row_of(by_distance, "attention").values())
+    assert "Beyond its reach of 2 tokens window answers" in facts(folder)
+
+
+def test_what_contradicts_or_fails_is_noted(tmp_path):
+    worse = {"attention": [0.9, 0.8, 0.91], "window": [1.0, 0.93, 0.9]}
+    statuses = {"window": ["finished", "diverged", "finished"]}
+    folder = make_run(tmp_path, small_config(), worse, statuses=statuses)
+    sentences = facts(folder)
+    for sentence in (
+        "window has the higher median accuracy (0.930 against 0.900) and the lower median loss "
+        "(0.303 against 0.39 bits / answer) than attention.",
+        "No run of these reached 99%: attention.",
+        "The seeds of window disagree: 1 of 3 reached 99%; accuracy 0.900 to 1.000.",
+        "1 of 3 fresh runs of window diverged (seed 1).",
+        "The chosen learning rate is at the edge of those tried: attention (0.01); window (0.01).",
+        "At 32 tokens these have the higher median accuracy than attention (0.900): window 0.930.",
+        "3 seeds a model",
+    ):
+        assert sentence in sentences
+    text, markdown = write(tmp_path, folder)
+    visible = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+    assert "1 of 3 fresh runs of window diverged" in visible
+    assert "1 of 3 fresh runs of window diverged" in markdown
+    assert "0.930 (diverged)" in Page(text).tables[0][2][7]
+
+
+def test_a_diverged_run_is_no_success_however_well_it_did_before(tmp_path):
+    values = {"attention": [1.0, 1.0, 1.0], "window": [1.0, 1.0, 1.0]}
+    statuses = {"window": ["diverged", "finished", "diverged"]}
+    results = Results.load(make_run(tmp_path, small_config(), values, statuses=statuses))
+    assert results.success("attention").successes == 3
+    assert results.success("window").successes == 1
+    assert results.success("window").trials == 3
+
+
+def test_nothing_is_noted_that_is_not_so(tmp_path):
+    values = {"attention": [1.0] * 6, "window": [0.05] * 6}
+    sweep = SweepConfig(learning_rates=(1e-4, 1e-3, 1e-2), tuning_seeds=2, seeds=6)
+    folder = make_run(tmp_path, small_config(sweep=sweep), values)
+    for model in values:
+        rewrite(folder, model, lambda e: e.update(learning_rate=1e-3))
+    assert noted(Results.load(folder)) == ["No run of these reached 99%: window."]
+
+
+def test_steps_to_the_threshold_are_censored(tmp_path):
+    folder = make_run(tmp_path, small_config(), {"attention": [1.0, 0.5, 0.5]})
+    steps = Results.load(folder).steps_to_threshold("attention")
+    assert steps.median is None
+    assert steps.shares == pytest.approx((2 / 3,))
+    assert "&gt; 40" in write(tmp_path, folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (Recall(vocab_size=64, length=64, num_pairs=4), "H3 (published), L 64, P 4"),
+        (Induction(length=16), "MHA-RoPE (published)"),
+        (Adding(length=16), "LSTM (published)"),
+        (StringCopy(max_characters=8), "100 times fewer samples"),
+    ],
+)
+def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path, task, expected):
+    config = small_config(task=task, evaluate=EvaluateConfig())
+    is_number = task.num_classes is None
+    _, markdown = write(tmp_path, make_run(tmp_path, config, ALL, is_number=is_number))
+    assert expected in markdown
+    assert "Published" in markdown
+
+
+def test_numbers_are_squared_errors(tmp_path):
+    config = small_config(task=Adding(length=16), evaluate=EvaluateConfig())
+    text, _ = write(tmp_path, make_run(tmp_path, config, ALL, is_number=True))
+    assert "squared error" in Page(text).tables[0][0]
+    assert "off by less than 0.04" in text
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    sweep = SweepConfig(learning_rates=(1e-3,), seeds=1)
+    folder = make_run(tmp_path, small_config(sweep=sweep), {"attention": [1.0], "window": [0.5]})
+    text, _ = write(tmp_path, folder)
+    assert "[none of one pair]" in text
+    assert "nan" not in text.lower().split("<script")[0].split("base64")[0]
+    assert "One learning rate, 0.001, was used for every model" in facts(folder)
+
+
+def test_the_summary_of_several_runs(tmp_path):
+    variants = ("attention", "attention,position=rotary", "window")
+    values = {"attention": [0.5] * 3, "attention,position=rotary": [1.0] * 3, "window": [0.3] * 3}
+    first = make_run(tmp_path, small_config(models=variants), values, name="first")
+    second = make_run(tmp_path, small_config(), ALL, name="second")
+    table = Page(write(tmp_path, first, second)[0]).tables[0]
+    assert table[0] == ["task", "attention", "window", "chance"]
+    assert table[1] == ["first", "3/3 1.000 (position=rotary)", "0/3 0.300", "0.062"]
+    assert table[2] == ["second", "2/3 0.995", "0/3 0.300", "0.062"]
+
+
+def test_a_terminal_table_fits_in_a_hundred_columns(tmp_path):
+    models = ("attention,position=rotary", "long_convolution,short_convolution=0")
+    values = {model: [0.99951, 0.5, 0.3] for model in models}
+    config = small_config(models=models)
+    folder = make_run(tmp_path, config, values, statuses={models[1]: ["diverged"] * 3})
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(report.terminal_table(folder))
+    console.file.close()
+    text = console.export_text()
+    for words_ in ("attention,position=rotary", "1/3", "0.01!", "floor: chance"):
+        assert words_ in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(1.0, "1.000"), (0.0, "0.000"), (0.99951, "0.99951"), (0.0004, "0.00040"), (0.5, "0.500")],
+)
+def test_what_is_not_quite_one_is_not_printed_as_one(value, printed):
+    assert words.share(value) == printed
