@@ -1,4 +1,4 @@
-"""Multi-query associative recall: every mixer, with and without the short convolution.
+"""Multi-query associative recall: every mixer, and some of them without the short convolution.
 
 Command   python -m experiments.run configs/small/recall.py
 """
@@ -26,15 +26,13 @@ def get_config() -> Config:
             "long_convolution",
             "none",
             "attention,short_convolution=0",
-            "window,short_convolution=0",
             "ssd,num_heads=1,short_convolution=0",
             "delta_rule,num_heads=1,short_convolution=0",
             "gru,short_convolution=0",
-            "lstm,short_convolution=0",
             "long_convolution,short_convolution=0",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(tuning_seeds=1, seeds=5),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
         evaluate=EvaluateConfig(cost_lengths=(256, 1024)),
     )
