@@ -270,12 +270,12 @@ class Suite:
 
 
 def quick(config: Config) -> Config:
-    """Returns the config with a tenth of its work: one layer, one rate, two seeds, few models."""
+    """Returns the config with a tenth of its work: one layer, one rate, two seeds, two models."""
     rates, train, evaluate = config.sweep.learning_rates, config.train, config.evaluate
     steps = max(train.steps // 4 // train.steps_per_dispatch, 1) * train.steps_per_dispatch
     return dataclasses.replace(
         config,
-        models=config.models[:3],
+        models=config.models[:2],
         model=dataclasses.replace(config.model, num_layers=1),
         sweep=SweepConfig(learning_rates=(rates[len(rates) // 2],), seeds=2),
         train=dataclasses.replace(train, steps=steps, checkpoint_every=steps),

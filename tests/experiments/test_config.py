@@ -313,7 +313,7 @@ def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
     short = quick(config)
     assert short == dataclasses.replace(
         config,
-        models=config.models[:3],
+        models=config.models[:2],
         model=ModelConfig(num_layers=1),
         sweep=SweepConfig(learning_rates=(0.2,), seeds=2),
         train=TrainConfig(steps=250, batch_size=8, stop_accuracy=0.9, checkpoint_every=250),
