@@ -13,7 +13,7 @@
         cost.json               seconds; time and memory of a step by length
       figures/  report.*        what a reader looks at
       finished.json             written last: floors, seconds of the last start
-    runs/SUITE/                 of a suite: its claim and its runs, in order (suite.json), its page
+    runs/SUITE-DIGEST/          of a suite: its claim and its runs, in order (suite.json), its page
 
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming
 they are cut back to the checkpoint, so that each step stands there once.
@@ -61,8 +61,7 @@ class RunFolder:
         """Returns the folder of this config, made with its config.json if it is new."""
         resolved = {"config": to_dict(config), "data": config.task.describe()}
         text = json.dumps(resolved, indent=2) + "\n"
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        folder = cls(parent / f"{name}-{digest}")
+        folder = cls(parent / f"{name}-{digest(text)}")
         (folder.path / "figures").mkdir(parents=True, exist_ok=True)
         write_text(folder.path / "config.json", text)
         return folder
@@ -129,11 +128,17 @@ class SuiteFolder:
 
     path: pathlib.Path
 
-    def write(self, claim: str, folders: list[RunFolder]) -> None:
-        """Keeps what the suite claims, and the names of its runs."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        names = [folder.path.name for folder in folders]
-        write_json(self.path / "suite.json", {"claim": claim, "runs": names})
+    @classmethod
+    def of(
+        cls, claim: str, folders: list[RunFolder], name: str, parent: pathlib.Path
+    ) -> "SuiteFolder":
+        """Returns the folder of the suite of these runs, made with its suite.json."""
+        kept = {"claim": claim, "runs": [folder.path.name for folder in folders]}
+        text = json.dumps(kept, indent=2) + "\n"
+        suite = cls(parent / f"{name}-{digest(text)}")
+        suite.path.mkdir(parents=True, exist_ok=True)
+        write_text(suite.path / "suite.json", text)
+        return suite
 
     @property
     def exists(self) -> bool:
@@ -311,6 +316,11 @@ def _commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def digest(text: str) -> str:
+    """Returns what tells folders of one name apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -81,9 +81,9 @@ def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console:
         return report_on([folder], folder.path, "", console)
     for name, config in configs.items():
         console.print(f"{name:<16} {budget(config)}", highlight=False)
-    suite = SuiteFolder(RUNS / path.stem)
-    suite.write(claim, [run(config, name, RUNS, console) for name, config in configs.items()])
-    return report_on(suite.folders, suite.path, claim, console)
+    folders = [run(config, name, RUNS, console) for name, config in configs.items()]
+    suite = SuiteFolder.of(claim, folders, path.stem, RUNS)
+    return report_on(folders, suite.path, claim, console)
 
 
 def load_all(config: Config) -> None:

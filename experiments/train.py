@@ -72,7 +72,17 @@ def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransf
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the rate of each step as a share of the peak."""
+    """Returns the rate of each step as a share of the peak, step by step from 0 on.
+
+    With W steps of warm-up and F of fall, of S in all:
+
+        i / W                         i < W
+        1                             W <= i < S - F
+        (1 + cos(pi (i - S + F) / F)) / 2     after it
+
+    F = S - W is the cosine of Loshchilov and Hutter (arXiv 1608.03983); a short fall after a long
+    stay is the schedule of Hu et al. (arXiv 2404.06395, section 4).
+    """
     warmup = config.warmup_steps
     fall = max(min(round(config.decay_share * steps), steps - warmup), 1)
     pieces = [optax.constant_schedule(1.0), optax.cosine_decay_schedule(1.0, fall)]

@@ -12,7 +12,8 @@ def get_config() -> Config:
     return Config(
         claim=(
             "At four times the length and twice the pairs, and at the same width, attention "
-            "recalls at every distance; a window does within it, and a bounded state less."
+            "recalls at every distance; a window does within its reach, and a bounded state as "
+            "far as it holds sixteen pairs."
         ),
         task=Recall(vocab_size=512, length=256, num_pairs=16),
         models=("attention", "window", "ssd,num_heads=1", "delta_rule,num_heads=1", "gru"),

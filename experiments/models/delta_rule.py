@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunks
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -97,7 +97,7 @@ def chunked(
     the state S of before, all that a chunk waits for, then enters by products alone.
     """
     batch, length = query.shape[:2]
-    chunk = even_chunks(length, chunk)
+    chunk = even_chunk(length, chunk)
     padding = -length % chunk
 
     def split(x):  # [B, L, N, ...] -> [chunks, B, N, C, ...]

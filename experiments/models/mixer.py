@@ -39,6 +39,6 @@ FLOAT_BYTES = 4
 """Of a float32, in which every state is counted."""
 
 
-def even_chunks(length: int, most: int) -> int:
+def even_chunk(length: int, most: int) -> int:
     """Returns the tokens of a chunk, at most so many, that cuts ``length`` with least padding."""
     return -(-length // -(-length // most))

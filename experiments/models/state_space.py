@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunks
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -106,7 +106,7 @@ def chunked(
         S  <- exp(c_C) S + sum_s exp(c_C - c_s) k_s v_s^T
     """
     batch, length = query.shape[:2]
-    chunk = even_chunks(length, chunk)
+    chunk = even_chunk(length, chunk)
     padding = -length % chunk
 
     def split(x):  # [B, L, N, ...] -> [B, chunks, N, C, ...]

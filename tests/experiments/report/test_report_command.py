@@ -1,6 +1,7 @@
 """``python -m experiments.report``: what it writes, and what it refuses."""
 
 import re
+import shutil
 
 import pytest
 
@@ -36,10 +37,12 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
-    suite = SuiteFolder(tmp_path / "suite")
-    parent = suite.path if inside else tmp_path
-    folders = [make_run(parent, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
-    suite.write("All of it <together>.", folders)
+    folders = [make_run(tmp_path, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
+    suite = SuiteFolder.of("All of it <together>.", folders, "suite", tmp_path)
+    other = SuiteFolder.of("All of it <together>.", folders[:2], "suite", tmp_path)
+    assert other.path != suite.path, "another suite, such as a quick one, has another page"
+    for folder in folders if inside else ():
+        shutil.move(folder.path, suite.path)
     assert main([str(suite.path)]) == 0
     page = (suite.path / "report.html").read_text()
     assert "All of it &lt;together&gt;." in page
