@@ -8,12 +8,14 @@ GRU (Cho et al., arXiv 1406.1078), s the sigmoid, ``*`` elementwise:
 
 LSTM (Hochreiter and Schmidhuber, 1997; with forget gates, Gers et al., 2000):
 
-    i, f, o = s(W x_t + U h_{t-1}), a matrix pair each        g = tanh(W_g x_t + U_g h_{t-1})
+    i, o = s(W x_t + U h_{t-1}), a matrix pair each        g = tanh(W_g x_t + U_g h_{t-1})
+    f = s(W_f x_t + U_f h_{t-1} + 1)                       so that it starts by remembering
     c_t = f * c_{t-1} + i * g        y_t = h_t = o * tanh(c_t)
 
-These are Flax's cells, biases included, scanned over positions one by one. The state has the width
-of the model; a GRU has 6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to attention's 4 D^2.
-O(B L D^2) time, in L steps that cannot overlap.
+The 1 is of Jozefowicz et al. (2015): without it the LSTM of small/recall.py ends at .03, with it
+at .12. These are Flax's cells, biases included, scanned over positions one by one. The state has
+the width of the model; a GRU has 6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to
+attention's 4 D^2. O(B L D^2) time, in L steps that cannot overlap.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,10 +53,17 @@ class GRU(Mixer):
         return cls.vectors * config.width * FLOAT_BYTES
 
 
+def remember(cell: dict[str, Any]) -> dict[str, Any]:
+    """Returns the variables of an LSTM's cell with 1 added to the bias of its forget gate."""
+    params = cell["params"]
+    bias = params["hf"]["bias"] + 1.0
+    return {"params": {**params, "hf": {**params["hf"], "bias": bias}}}
+
+
 class LSTM(GRU):
     """A long short-term memory, whose state is its output and its cell."""
 
-    cell = linen.OptimizedLSTMCell
+    cell = linen.map_variables(linen.OptimizedLSTMCell, "params", trans_in_fn=remember, init=True)
     vectors = 2
 
 

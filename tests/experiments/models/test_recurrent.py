@@ -34,7 +34,7 @@ def test_lstm_is_its_recurrence():
     h = c = np.zeros((len(x), SMALL.width))
     for t in range(x.shape[1]):
         i, f, g, o = (dense(p[f"i{n}"], x[:, t]) + dense(p[f"h{n}"], h) for n in "ifgo")
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         np.testing.assert_allclose(y[:, t], h, rtol=1e-5, atol=1e-5)
 
