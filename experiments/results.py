@@ -67,6 +67,11 @@ class Results:
         return self.config.task.num_classes is None
 
     @property
+    def tolerance(self) -> float:
+        """By how much less than this a number may be off and still be right."""
+        return self.config.task.tolerance  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
     def loss_unit(self) -> str:
         """What a loss is measured in."""
         return "squared error" if self.is_number else "bits / answer"

@@ -31,6 +31,7 @@ class Answer(NamedTuple):
     width: int
     target: str
     predicted: str
+    right: bool
 
 
 class Example(NamedTuple):
@@ -124,7 +125,7 @@ def _as_data(example: Example) -> dict[str, Any]:
                 "width": int(answer.width),
                 "target": visible(answer.target),
                 "predicted": visible(answer.predicted),
-                "right": answer.target == answer.predicted,
+                "right": bool(answer.right),
             }
             for answer in example.answers
         ],

@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import string
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import figures, viewer
 from experiments.config import to_dict
@@ -156,6 +157,7 @@ def viewer_examples(results: Results) -> list[viewer.Example]:
                     min(example["source_width"], answer["source"] + 1),
                     _answer_text(answer["target"]),
                     _answer_text(answer["predicted"]),
+                    _is_right(results, answer),
                 )
                 for answer in example["answers"]
             ]
@@ -167,6 +169,12 @@ def viewer_examples(results: Results) -> list[viewer.Example]:
 
 def _answer_text(answer: str | float) -> str:
     return answer if isinstance(answer, str) else f"{answer:.2f}"
+
+
+def _is_right(results: Results, answer: dict[str, Any]) -> bool:
+    if not results.is_number:
+        return answer["predicted"] == answer["target"]
+    return abs(answer["predicted"] - answer["target"]) < results.tolerance
 
 
 def _settings(results: Results) -> list[Block]:

@@ -63,8 +63,7 @@ def models(results: Results) -> Table:
         f"not get there count as later."
     )
     if results.is_number:
-        tolerance = getattr(results.config.task, "tolerance", None)
-        note += f" An answer is right if it is off by less than {tolerance}."
+        note += f" An answer is right if it is off by less than {results.tolerance}."
     if any_diverged:
         note += " A diverged run is scored by its last finite state, and never is a success."
     return Table(header, rows, note)

@@ -91,7 +91,7 @@ def test_answers_without_a_source_have_no_distance(tmp_path):
 
 def test_numbers_are_drawn_by_their_error(tmp_path):
     config = small_config(task=Adding(length=16), evaluate=EvaluateConfig())
-    results = load(tmp_path, config, ALL, is_number=True)
+    results = load(tmp_path, config, ALL)
     draw(results)
     with pyplot.rc_context(style.STYLE):
         figure = accuracy.by_seed(results)

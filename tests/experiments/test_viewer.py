@@ -35,9 +35,9 @@ def make_example(label="attention", seed=0, carried=1, **shape):
     tokens = [chr(ord("a") + i % 26) for i in range(maps.shape[-1])]
     tokens[: len(AWKWARD)] = AWKWARD
     answers = [
-        Answer(11, NO_SOURCE, 1, "x", "x"),
-        Answer(13, 7, 2, "y", "z"),
-        Answer(16, 2, 1, *"qq"),
+        Answer(11, NO_SOURCE, 1, "x", "x", right=True),
+        Answer(13, 7, 2, "y", "z", right=False),
+        Answer(16, 2, 1, *"qq", right=True),
     ]
     return Example(label, tokens, answers, maps, carried)
 
@@ -94,10 +94,10 @@ def test_nothing_is_fetched_from_elsewhere():
         ({"maps": random_maps(0)[0]}, "19 tokens need maps"),
         ({"maps": -random_maps(0)}, "weights are in 0..1"),
         ({"maps": 100 * random_maps(0)}, "weights are in 0..1"),
-        ({"answers": [Answer(19, 1, 1, "x", "x")]}, "outside a row of 19"),
-        ({"answers": [Answer(9, 1, 3, "x", "x")]}, "outside a row of 19"),
-        ({"answers": [Answer(9, 19, 1, "x", "x")]}, "outside a row of 19"),
-        ({"answers": [Answer(9, -2, 1, "x", "x")]}, "outside a row of 19"),
+        ({"answers": [Answer(19, 1, 1, "x", "x", True)]}, "outside a row of 19"),
+        ({"answers": [Answer(9, 1, 3, "x", "x", True)]}, "outside a row of 19"),
+        ({"answers": [Answer(9, 19, 1, "x", "x", True)]}, "outside a row of 19"),
+        ({"answers": [Answer(9, -2, 1, "x", "x", True)]}, "outside a row of 19"),
     ],
 )
 def test_an_example_that_contradicts_itself_is_refused(change, message):

@@ -11,9 +11,9 @@ import pytest
 from experiments import report
 from experiments.config import EvaluateConfig
 from experiments.report.blocks import Details, Picture, Pictures
-from experiments.report.page import page, pictures_of
+from experiments.report.page import page, pictures_of, viewer_examples
 from experiments.results import Results
-from experiments.tasks import NoisyDigits
+from experiments.tasks import Adding, NoisyDigits
 from tests.experiments.handmade import make_run, small_config
 from tests.experiments.report.reading import ALL, Page, facts, markdown_tables, write
 
@@ -69,6 +69,15 @@ def test_reading_leaves_no_trace(tmp_path):
     before = sorted(folder.path.rglob("*"))
     write(tmp_path, folder)
     assert sorted(folder.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("task", [small_config().task, Adding(length=16, tolerance=0.04)])
+def test_the_viewer_says_which_answers_are_right(tmp_path, task):
+    """A number is right if it is off by less than the tolerance, not if it is printed alike."""
+    config = small_config(task=task, evaluate=EvaluateConfig())
+    folder = make_run(tmp_path, config, ALL)
+    example, *_ = viewer_examples(Results.load(folder))
+    assert [answer.right for answer in example.answers] == [False, True]
 
 
 def test_data_need_not_be_there(tmp_path, monkeypatch):

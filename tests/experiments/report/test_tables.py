@@ -151,15 +151,14 @@ def test_steps_to_the_threshold_are_censored(tmp_path):
 )
 def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path, task, expected):
     config = small_config(task=task, evaluate=EvaluateConfig())
-    is_number = task.num_classes is None
-    _, markdown = write(tmp_path, make_run(tmp_path, config, ALL, is_number=is_number))
+    _, markdown = write(tmp_path, make_run(tmp_path, config, ALL))
     assert expected in markdown
     assert "Published" in markdown
 
 
 def test_numbers_are_squared_errors(tmp_path):
     config = small_config(task=Adding(length=16), evaluate=EvaluateConfig())
-    text, _ = write(tmp_path, make_run(tmp_path, config, ALL, is_number=True))
+    text, _ = write(tmp_path, make_run(tmp_path, config, ALL))
     assert "squared error" in Page(text).tables[0][0]
     assert "off by less than 0.04" in text
 
