@@ -6,8 +6,9 @@ Command   python -m experiments.run configs/suite_small.py
 What its members share is for short runs. The learning rate stays at its peak until the last 30 %
 of the steps: a cosine from the start leaves attention on its plateau for more of the seeds
 (small/recall_long.py --optimizer.decay-share 1.0 shows it). Attention has two heads for the same
-reason; SSD and the delta rule have one, which gives them their largest state. Rates below 1e-3 are
-tried in small/recall.py alone; where steps are dearest, two rates are.
+reason; SSD and the delta rule have one, which gives them their largest state (small/recall.py has
+SSD with two as well). Rates below 1e-3 are tried in small/recall.py alone; where steps are dearest,
+two rates are. Seeds begin at 100: on those from 0 all of this was found.
 """
 
 from experiments.config import Suite
@@ -21,17 +22,18 @@ def get_config() -> Suite:
             "the length; at equal width and the same sweep, mixers with a bounded state or a "
             "bounded receptive field do so up to their bound."
         ),
+        seed=100,
         members=(
             "small/recall.py",
-            "small/recall_long.py",
-            "small/width.py",
             "small/induction.py",
+            "small/text.py",
             "small/copy.py",
-            "small/prefix_key.py",
-            "small/copy_memory.py",
-            "small/selective_copy.py",
             "small/adding.py",
             "small/digits.py",
-            "small/text.py",
+            "small/recall_long.py",
+            "small/width.py",
+            "small/copy_memory.py",
+            "small/selective_copy.py",
+            "small/prefix_key.py",
         ),
     )

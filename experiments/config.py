@@ -117,7 +117,7 @@ class TrainConfig:
     steps_per_dispatch: int = 25
     """Steps that run on the device without coming back to the host; metrics are their means."""
     stop_accuracy: float | None = None
-    """A run stops once the answers of a whole dispatch are right by so much; None for never."""
+    """A run stops once so many of a dispatch's answers with a source are right; None for never."""
     checkpoint_every: int = 100
     """Steps between checkpoints: at most so much is computed again after a kill."""
 
@@ -143,7 +143,7 @@ class EvaluateConfig:
     success_accuracy: float = 0.99
     """A run has succeeded if so many of its test answers are right; the threshold, too, of the
     steps that it took."""
-    num_probe_rows: int = 16
+    num_probe_rows: int = 128
     """Rows on which the probes look inside: attention maps, blocked sources, gradients."""
     cost_lengths: tuple[int, ...] = ()
     """Row lengths at which time and memory of a training step are measured; empty for none."""
@@ -270,12 +270,16 @@ class Suite:
 
 
 def quick(config: Config) -> Config:
-    """Returns the config with a tenth of its work: one layer, one rate, two seeds, two models."""
+    """Returns the config with a tenth of its work: one layer, one rate, two seeds, few models.
+
+    Of the first mixer and of the first that keeps no weights (a recurrence, where there is one),
+    one model of each width.
+    """
     rates, train, evaluate = config.sweep.learning_rates, config.train, config.evaluate
     steps = max(train.steps // 4 // train.steps_per_dispatch, 1) * train.steps_per_dispatch
     return dataclasses.replace(
         config,
-        models=config.models[:2],
+        models=_few_models(config),
         model=dataclasses.replace(config.model, num_layers=1),
         sweep=SweepConfig(learning_rates=(rates[len(rates) // 2],), seeds=2),
         train=dataclasses.replace(train, steps=steps, checkpoint_every=steps),
@@ -286,6 +290,17 @@ def quick(config: Config) -> Config:
             cost_lengths=evaluate.cost_lengths[:2],
         ),
     )
+
+
+def _few_models(config: Config) -> tuple[str, ...]:
+    settings = {name: config.model_of(name) for name in config.models}
+    mixers = list(dict.fromkeys(model.mixer for model in settings.values()))
+    other = next((m for m in mixers[1:] if not MIXERS[m].has_weights), mixers[-1])
+    few: dict[tuple[str, int], str] = {}
+    for name, model in settings.items():
+        if model.mixer in (mixers[0], other):
+            few.setdefault((model.mixer, model.width), name)
+    return tuple(few.values())
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Results:
     """Of the run, without the digest of its config."""
     folder: RunFolder
     config: Config
-    floors: dict[str, Floor]
-    """Of trivial predictors; empty until the run has finished."""
+    floors_by_length: dict[int, dict[str, Floor]]
+    """Of trivial predictors on the rows that are asked; empty until the run has finished."""
     evaluations: dict[str, Evaluation]
     """Of the models that have been evaluated, in the order of ``config.models``."""
 
@@ -41,7 +41,10 @@ class Results:
             name=folder.path.resolve().name.rpartition("-")[0] or folder.path.resolve().name,
             folder=folder,
             config=config,
-            floors={name: Floor(**floor) for name, floor in floors.items()},
+            floors_by_length={
+                int(length): {name: Floor(**floor) for name, floor in of_length.items()}
+                for length, of_length in floors.items()
+            },
             evaluations={m: r.evaluation for m, r in records.items() if r.is_evaluated},
         )
 
@@ -60,6 +63,11 @@ class Results:
         """The own length of the run; see the module docstring."""
         own = self.config.task.length
         return own if own in self.lengths else self.lengths[0]
+
+    @property
+    def floors(self) -> dict[str, Floor]:
+        """Those of rows of the own length."""
+        return self.floors_by_length.get(self.length, {})
 
     @property
     def is_number(self) -> bool:

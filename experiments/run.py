@@ -81,9 +81,17 @@ def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console:
         return report_on([folder], folder.path, "", console)
     for name, config in configs.items():
         console.print(f"{name:<16} {budget(config)}", highlight=False)
-    folders = [run(config, name, RUNS, console) for name, config in configs.items()]
+    folders, lost = [], []
+    for name, config in configs.items():
+        try:
+            run(config, name, RUNS, console)
+        except Diverged as error:
+            lost.append(str(error))
+        folders.append(RunFolder.of(config, name, RUNS))
     suite = SuiteFolder.of(claim, folders, path.stem, RUNS)
-    return report_on(folders, suite.path, claim, console)
+    report_on(folders, suite.path, claim, console)
+    if lost:
+        raise Diverged("\n".join(lost))
 
 
 def load_all(config: Config) -> None:
@@ -172,11 +180,23 @@ def finish(config: Config, folder: RunFolder, console: Console) -> None:
     environments = folder.begin(environment())
     announce(config, folder, environments[-1], console)
     begun = time.monotonic()
+    lost = []
     with progress(config, console) as watch:
         for model in config.models:
-            sweep(config, model, folder.model(model), questions, watch)
+            try:
+                sweep(config, model, folder.model(model), questions, watch)
+            except Diverged as error:  # of the others' runs none is the worse for it
+                lost.append(str(error))
+    if lost:
+        raise Diverged("\n".join(lost))
     floors = {
-        name: floor._asdict() for name, floor in config.task.floors(questions.data["test"]).items()
+        str(length): {
+            name: floor._asdict()
+            for name, floor in config.task.with_length(length)
+            .floors(questions.data["test"])
+            .items()
+        }
+        for length in config.evaluation_lengths
     }
     folder.finish({"floors": floors, "seconds": round(time.monotonic() - begun, 1)})
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from experiments.config import Config, OptimizerConfig
 from experiments.models.decoder import Decoder, build_decoder
 from experiments.runs import Run, Status, each_run, over_runs, stack_runs
-from experiments.tasks import UNASKED, Batch, Task
+from experiments.tasks import NO_SOURCE, UNASKED, Batch, Task
 
 
 class TrainState(NamedTuple):
@@ -115,10 +115,14 @@ def answer_losses(
 def mean_answer(
     task: Task, decoder: Decoder, params: Any, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns loss and accuracy of a batch, means over the answers that were asked."""
+    """Returns loss and accuracy of a batch, means over the answers that were asked.
+
+    Accuracy is of those that have a source, if any has.
+    """
     losses, right, asked = answer_losses(task, decoder, params, batch)
-    count = jnp.sum(asked)
-    return jnp.sum(losses) / count, jnp.sum(right) / count
+    has_source = asked & (batch.sources != NO_SOURCE)
+    counted = jnp.where(jnp.any(has_source), has_source, asked)
+    return jnp.sum(losses) / jnp.sum(asked), jnp.sum(right & counted) / jnp.sum(counted)
 
 
 class Program(NamedTuple):

@@ -13,7 +13,7 @@ def get_config() -> Config:
     return Config(
         claim=(
             "Reading a text for the second time, attention recalls it from 511 characters "
-            "back; mixers with a window or a bounded state cannot."
+            "back; a window does not, and a bounded state as far as it holds the text."
         ),
         task=RepeatedText(num_characters=512),
         models=(

@@ -15,9 +15,16 @@ def get_config() -> Config:
             "their state need hold one number."
         ),
         task=Adding(length=200),
-        models=("attention", "window", "ssd,num_heads=1", "gru", "lstm"),
+        models=(
+            "attention",
+            "window",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
+            "gru",
+            "lstm",
+        ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=700, batch_size=16, stop_accuracy=None, checkpoint_every=350),
-        evaluate=EvaluateConfig(num_answers=4_000),
+        evaluate=EvaluateConfig(cost_lengths=(128, 256, 512, 1024, 2048)),
     )

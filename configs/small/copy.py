@@ -11,7 +11,8 @@ def get_config() -> Config:
     """Returns the config of string copying."""
     return Config(
         claim=(
-            "Attention copies whole strings; mixers with a bounded state lose letters on the way."
+            "Attention copies strings of up to 32 letters; at equal width, a mixer with a bounded "
+            "state copies as many letters as that holds."
         ),
         task=StringCopy(),
         models=(

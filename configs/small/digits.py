@@ -1,4 +1,4 @@
-"""Attention classifies a real digit after 120 rows of noise; a window of 16 cannot.
+"""Attention classifies a real digit after 120 rows of noise, which a window of 16 does not reach.
 
 Command   python -m experiments.run configs/small/digits.py
 """
@@ -12,12 +12,19 @@ def get_config() -> Config:
     return Config(
         claim=(
             "Attention classifies a digit whose pixels stand 120 rows of noise before the "
-            "question; the same model with a window of 16 rows cannot."
+            "question; the same model with a window of 16 rows does not reach them."
         ),
         task=NoisyDigits(length=128),
-        models=("attention", "window", "ssd,num_heads=1", "gru", "lstm"),
+        models=(
+            "attention",
+            "window",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
+            "gru",
+            "lstm",
+        ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
-        evaluate=EvaluateConfig(num_answers=355, batch_size=71, lengths=(16, 32, 64, 128)),
+        evaluate=EvaluateConfig(num_answers=3_550, batch_size=71, lengths=(16, 32, 64, 128)),
     )

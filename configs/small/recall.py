@@ -11,15 +11,16 @@ def get_config() -> Config:
     """Returns the config of multi-query associative recall (MQAR)."""
     return Config(
         claim=(
-            "Asked for the value of a key, attention recalls it at every distance; mixers with a "
-            "bounded receptive field do so within it, and mixers with a bounded state as far as "
-            "that holds the pairs (the delta rule's does)."
+            "Asked for the value of a key, attention recalls it at every distance. At equal width "
+            "and the same sweep, a mixer with a bounded receptive field does so within it, and one "
+            "with a bounded state as far as that holds the pairs (the delta rule's does)."
         ),
         task=Recall(vocab_size=256, length=64, num_pairs=8),
         models=(
             "attention",
             "window",
             "ssd,num_heads=1",
+            "ssd",
             "delta_rule,num_heads=1",
             "gru",
             "lstm",
@@ -29,7 +30,6 @@ def get_config() -> Config:
             "ssd,num_heads=1,short_convolution=0",
             "delta_rule,num_heads=1,short_convolution=0",
             "gru,short_convolution=0",
-            "long_convolution,short_convolution=0",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(tuning_seeds=1, seeds=5),

@@ -17,8 +17,9 @@ def get_config() -> Config:
         task=SelectiveCopy(length=96, num_tokens=8),
         models=(
             "attention,position=rotary",
-            "window",
+            "window,position=rotary",
             "ssd,num_heads=1",
+            "ssd,num_heads=1,position=learned",
             "delta_rule,num_heads=1",
             "gru",
             "long_convolution",

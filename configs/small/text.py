@@ -11,12 +11,19 @@ def get_config() -> Config:
     """Returns the config of repeated text."""
     return Config(
         claim=(
-            "Reading a text for the second time, attention recalls it from 95 characters "
-            "back; mixers with a window or a bounded state cannot, though they are the "
-            "better on the first reading."
+            "Reading a text for the second time, attention recalls it from 95 characters back. "
+            "At equal width, a window of 16 does not, and a mixer with a bounded state as far as "
+            "that holds the text; on the first reading they may be the better."
         ),
         task=RepeatedText(num_characters=96),
-        models=("attention,position=rotary", "window", "ssd,num_heads=1", "gru"),
+        models=(
+            "attention,position=rotary",
+            "window,position=rotary",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
+            "gru",
+            "long_convolution",
+        ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),

@@ -22,5 +22,5 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
-        evaluate=EvaluateConfig(num_answers=4_000),
+        evaluate=EvaluateConfig(),
     )

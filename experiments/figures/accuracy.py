@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from experiments.figures import style
 from experiments.figures.style import GREY, Label
 from experiments.results import Results, mixer_of
+from experiments.tasks import Floor
 
 ACCURACY = "accuracy (share of answers right)"
+FLOOR_LINES = ("--", ":", "-.")
 
 
 def by_seed(results: Results) -> Figure | None:
@@ -74,7 +76,7 @@ def by_distance(results: Results) -> Figure | None:
         axes.set_xlim(0, bins[-1][1] + 0.5)
         style.percent_axis(axes.yaxis)
         _reaches(axes, results, models, bins[-1][1])
-        style.label_ends(axes, [*labels, *floor_lines(axes, results)])
+        style.label_ends(axes, [*labels, *floor_lines(axes, results.floors)])
     row[0].set_ylabel(ACCURACY)
     return figure
 
@@ -103,7 +105,7 @@ def by_position(results: Results) -> Figure | None:
             at = ((first + last) / 2, axes.get_ylim()[1] * 0.99)
             axes.annotate(text, at, ha="center", va="top", color=GREY)
         plain = [label._replace(line={**label.line, "marker": ""}) for label in labels]
-        style.label_ends(axes, [*plain, *floor_lines(axes, results, "loss")])
+        style.label_ends(axes, [*plain, *floor_lines(axes, results.floors, "loss")])
     row[0].set_ylabel(f"loss ({results.loss_unit})")
     return figure
 
@@ -135,10 +137,10 @@ def _dots(axes: Axes, results: Results, values: Sequence[Sequence[float]]) -> No
         axes.plot(np.median(of_model), row, "|", color=colour, markersize=13, mew=2)
 
 
-def floor_lines(axes: Axes, results: Results, metric: str = "accuracy") -> list[Label]:
+def floor_lines(axes: Axes, floors: dict[str, Floor], metric: str = "accuracy") -> list[Label]:
     """Draws what trivial predictors reach; returns their labels."""
     labels = []
-    for (name, floor), line in zip(results.floors.items(), ("--", ":", "-."), strict=False):
+    for (name, floor), line in zip(floors.items(), FLOOR_LINES, strict=False):
         value = getattr(floor, metric)
         labels.append(Label(name, value, style.horizontal(axes, value, line)))
     return labels

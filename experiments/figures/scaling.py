@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import published
 from experiments.figures import style
-from experiments.figures.accuracy import ACCURACY, floor_lines, seed_lines
+from experiments.figures.accuracy import ACCURACY, FLOOR_LINES, floor_lines, seed_lines
 from experiments.figures.style import GREY, Label
 from experiments.results import Results, changes, mixer_of
 from experiments.tasks import Induction, Recall
@@ -46,7 +46,7 @@ def by_length(results: Results) -> Figure | None:
         axes.set(xlabel="length of the row over that of training")
         axes.axvline(1, color=GREY, linestyle=":", linewidth=1)
         style.percent_axis(axes.yaxis)
-        style.label_ends(axes, [*labels, *floor_lines(axes, results)])
+        style.label_ends(axes, [*labels, *_floors_by_length(axes, results, times)])
     if theirs:
         _published_lengths(row[-1], theirs)
     row[0].set_ylabel(ACCURACY)
@@ -64,7 +64,8 @@ def by_width(results: Results) -> Figure | None:
         return None
     figure, row = style.new_panels(len(results.lengths))
     style.title(
-        figure, f"{results.name}: accuracy by width of the model, each at its best learning rate"
+        figure,
+        f"{results.name}: accuracy by width of the model, each at the learning rate chosen for it",
     )
     names = list(families)
     for axes, length in zip(row, results.lengths, strict=True):
@@ -90,7 +91,8 @@ def by_width(results: Results) -> Figure | None:
             shown |= set(at)
         style.log2_axis(axes.xaxis, list(shown))
         style.percent_axis(axes.yaxis)
-        style.label_ends(axes, [*labels, *floor_lines(axes, results)])
+        floors = results.floors_by_length.get(length, {})
+        style.label_ends(axes, [*labels, *floor_lines(axes, floors)])
     row[0].set_ylabel(ACCURACY)
     return figure
 
@@ -118,9 +120,21 @@ def by_state(results: Results) -> Figure | None:
         axes.set(title=title, xlabel="state kept of a row")
         style.bytes_axis(axes.xaxis, [max(sizes[model], 1) for model in results.models])
         style.percent_axis(axes.yaxis)
-        style.label_ends(axes, [*labels, *floor_lines(axes, results)])
+        style.label_ends(axes, [*labels, *floor_lines(axes, results.floors)])
     row[0].set_ylabel(ACCURACY)
     return figure
+
+
+def _floors_by_length(axes: Axes, results: Results, times: list[float]) -> list[Label]:
+    """Draws what trivial predictors reach at each length; returns their labels."""
+    found = [results.floors_by_length.get(length, {}) for length in results.lengths]
+    labels = []
+    for name, look in zip(found[0], FLOOR_LINES, strict=False):
+        values = [of_length[name].accuracy for of_length in found]
+        line: dict[str, Any] = {"color": GREY, "linestyle": look, "marker": ""}
+        axes.plot(times, values, **line, linewidth=1.1)
+        labels.append(Label(name, values[-1], line))
+    return labels
 
 
 def _published_recall(results: Results, length: int) -> list[tuple[str, list[float], list[float]]]:

@@ -98,9 +98,9 @@ class Decoder(linen.Module):
 class ShortConvolution(linen.Module):
     """Each feature's weighted sum over its last ``size`` positions: ``y_t = sum_i w_i x_{t-i}``.
 
-    Begins near the identity. Gives every position a look at what stood just before it,
-    which is what recall needs first (Poli et al., arXiv 2302.10866, section 3; Arora et al.,
-    arXiv 2312.04927).
+    Begins as the identity, with random taps besides. Gives every position a look at what stood
+    just before it, which is what recall needs first (Poli et al., arXiv 2302.10866, section 3;
+    Arora et al., arXiv 2312.04927).
     """
 
     size: int
@@ -109,10 +109,10 @@ class ShortConvolution(linen.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns the convolved features; O(B L D size) time."""
 
-        def near_identity(rng, shape):
+        def identity_and_noise(rng, shape):
             return linen.initializers.normal(shape[0] ** -0.5)(rng, shape).at[0].add(1.0)
 
-        taps = self.param("taps", near_identity, (self.size, x.shape[-1]))
+        taps = self.param("taps", identity_and_noise, (self.size, x.shape[-1]))
         length = x.shape[-2]
         padded = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
         mixed: Any = sum(

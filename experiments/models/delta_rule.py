@@ -17,6 +17,9 @@ C tokens solve one unit-lower-triangular system:
     (I + tril(diag(b) K K^T, -1)) U = diag(b) (V - K S^T)
     Y = Q S^T + tril(Q K^T) U               S <- S + U^T K
 
+Common code also applies SiLU to v and convolves q, k and v one by one; here the decoder's short
+convolution, the same for every mixer, stands before the projections.
+
 O(B L N (C H + H^2)) time. 4 D^2 parameters as attention, and D N + H.
 """
 

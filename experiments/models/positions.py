@@ -74,7 +74,10 @@ class Learned(Position):
 
 
 class Sinusoidal(Position):
-    """Sines and cosines of falling frequencies (Vaswani et al., arXiv 1706.03762)."""
+    """Sines and cosines of falling frequencies, divided by sqrt(D), which is the embedding's scale.
+
+    Vaswani et al., arXiv 1706.03762, section 3.4, multiply the embedding by sqrt(D) instead.
+    """
 
     @staticmethod
     def divisor(num_heads):
@@ -83,9 +86,9 @@ class Sinusoidal(Position):
 
     @staticmethod
     def of_inputs(module, length, width, max_length):
-        """Returns ``attn.positions.sinusoidal``."""
+        """Returns ``attn.positions.sinusoidal``, scaled."""
         del module, max_length
-        return attn.positions.sinusoidal(jnp.arange(length), width)
+        return attn.positions.sinusoidal(jnp.arange(length), width) / width**0.5
 
 
 class Rotary(Position):

@@ -2,20 +2,20 @@
 
 GRU (Cho et al., arXiv 1406.1078), s the sigmoid, ``*`` elementwise:
 
-    r = s(W_r x_t + U_r h_{t-1})        z = s(W_z x_t + U_z h_{t-1})
+    r = s(W_r x_t + U_r h_{t-1})        z = s(W_z x_t + U_z h_{t-1} + 1)
     n = tanh(W_n x_t + r * (U_n h_{t-1}))
     y_t = h_t = (1 - z) * n + z * h_{t-1}
 
 LSTM (Hochreiter and Schmidhuber, 1997; with forget gates, Gers et al., 2000):
 
     i, o = s(W x_t + U h_{t-1}), a matrix pair each        g = tanh(W_g x_t + U_g h_{t-1})
-    f = s(W_f x_t + U_f h_{t-1} + 1)                       so that it starts by remembering
+    f = s(W_f x_t + U_f h_{t-1} + 1)
     c_t = f * c_{t-1} + i * g        y_t = h_t = o * tanh(c_t)
 
-The 1 is of Jozefowicz et al. (2015): without it the LSTM of small/recall.py ends at .03, with it
-at .12. These are Flax's cells, biases included, scanned over positions one by one. The state has
-the width of the model; a GRU has 6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to
-attention's 4 D^2. O(B L D^2) time, in L steps that cannot overlap.
+The 1 lets both begin by remembering (Jozefowicz et al., 2015, for LSTMs). These are Flax's cells,
+biases included, scanned over positions one by one. The state has the width of the model; a GRU has
+6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to attention's 4 D^2. O(B L D^2) time, in L
+steps that cannot overlap.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,18 +31,27 @@ if TYPE_CHECKING:
     from experiments.config import ModelConfig
 
 
+def remembering(cell: type[linen.RNNCellBase], gate: str) -> Any:
+    """Returns the cell with 1 added to the bias of the gate by which it remembers."""
+
+    def add_one(variables: dict[str, Any]) -> dict[str, Any]:
+        params = variables["params"]
+        return {"params": {**params, gate: {**params[gate], "bias": params[gate]["bias"] + 1.0}}}
+
+    return linen.map_variables(cell, "params", trans_in_fn=add_one, init=True)
+
+
 class GRU(Mixer):
     """A gated recurrent unit, whose state is its output."""
 
-    cell: ClassVar[type[linen.RNNCellBase]] = linen.GRUCell
+    cell: ClassVar[Any] = remembering(linen.GRUCell, "iz")
     vectors: ClassVar[int] = 1
     """That make up its state."""
 
     @linen.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns the state after each position."""
-        new_cell: Any = self.cell
-        cell = new_cell(self.config.width, recurrent_kernel_init=orthogonal, parent=None)
+        cell = self.cell(self.config.width, recurrent_kernel_init=orthogonal, parent=None)
         states: Any = linen.RNN(cell, name="steps")(x)
         return states
 
@@ -53,17 +62,10 @@ class GRU(Mixer):
         return cls.vectors * config.width * FLOAT_BYTES
 
 
-def remember(cell: dict[str, Any]) -> dict[str, Any]:
-    """Returns the variables of an LSTM's cell with 1 added to the bias of its forget gate."""
-    params = cell["params"]
-    bias = params["hf"]["bias"] + 1.0
-    return {"params": {**params, "hf": {**params["hf"], "bias": bias}}}
-
-
 class LSTM(GRU):
     """A long short-term memory, whose state is its output and its cell."""
 
-    cell = linen.map_variables(linen.OptimizedLSTMCell, "params", trans_in_fn=remember, init=True)
+    cell = remembering(linen.OptimizedLSTMCell, "hf")
     vectors = 2
 
 

@@ -12,6 +12,11 @@ As a matrix, ``y = (Q K^T * M) V`` with the 1-semiseparable mask ``M_ts = prod_{
 (section 6): O(B L N (C H + H^2)) time, and matrix products in place of L steps. Of M it takes
 differences of sums of logarithms, none above 0, so that long products cannot over- or underflow.
 
+Mamba-2's own block differs: it is twice as wide inside, its state has 128 rows whatever D is, A and
+the first dt are drawn for each head, and q, k and v are convolved one by one after their
+projections, with SiLU. Here a state is H x H, so one head has the largest; A starts at 0; and the
+decoder's short convolution, the same for every mixer, stands before all projections.
+
 5 D^2 parameters, to attention's 4 D^2, and (D + 3) N + D.
 """
 

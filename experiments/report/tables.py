@@ -197,7 +197,10 @@ def inside(results: Results) -> Table | None:
         if not (mass or blocked or gradient):
             continue
         weight = f"{mass['best']['mass']:.2f} ({mass['uniform']:.3f})" if mass else "-"
-        cut = [f"{blocked[case]:.2f}" for case in blocked] if blocked else ["-"] * 3
+        cut = ["-"] * 4
+        if blocked:
+            of_cases = [blocked[case] for case in ("open", "source", "elsewhere")]
+            cut = [words.count(blocked["answers"]), *map(words.share, of_cases)]
         shares = ["-"] * 2
         if gradient:
             shares = [f"{gradient[when]['share_at_source']:.3f}" for when in ("initial", "trained")]
@@ -209,6 +212,7 @@ def inside(results: Results) -> Table | None:
         "model",
         "seed",
         "weight on source",
+        "answers",
         "accuracy, open",
         "source blocked",
         "elsewhere blocked",
@@ -218,7 +222,8 @@ def inside(results: Results) -> Table | None:
     note = (
         f"Of one run, on {results.config.evaluate.num_probe_rows} rows. Weight on source: of the "
         "head that puts most on the source and on where the short convolution carries it. In "
-        "parentheses: what all positions alike would give."
+        "parentheses: what all positions alike would give. Blocked: no question may attend to its "
+        "source, or to as many other keys; what reaches it through a third position stays open."
     )
     return Table(header, rows, note)
 

@@ -165,9 +165,14 @@ def make_run(
         seconds = {"train": 12.3, "evaluate": 4.5}
         record.write_evaluation(evaluation, {"cost": cost, "seconds": seconds})
     if finished:
-        floors = config.task.floors(())
-        plain = {name: floor._asdict() for name, floor in floors.items()}
-        folder.finish({"floors": plain, "seconds": 60.0})
+        floors = {
+            str(length): {
+                name: floor._asdict()
+                for name, floor in config.task.with_length(length).floors(()).items()
+            }
+            for length in config.evaluation_lengths
+        }
+        folder.finish({"floors": floors, "seconds": 60.0})
     return folder
 
 

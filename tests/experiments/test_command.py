@@ -253,7 +253,9 @@ def test_a_suite_is_its_members_in_order():
     members = experiments.run.parse(SUITE, [])
     assert list(members) == [pathlib.Path(name).stem for name in suite.members]
     alone = {
-        pathlib.Path(name).stem: experiments.run.read_config(SUITE.parent / name)[0]
+        pathlib.Path(name).stem: dataclasses.replace(
+            experiments.run.read_config(SUITE.parent / name)[0], seed=suite.seed
+        )
         for name in suite.members
     }
     assert members == alone
@@ -262,7 +264,8 @@ def test_a_suite_is_its_members_in_order():
         name: quick(dataclasses.replace(config, seed=7)) for name, config in alone.items()
     }
     few = experiments.run.parse(SUITE, ["--members", "smoke.py", "small/copy.py"])
-    assert few == {"smoke": experiments.run.parse(SMOKE, [])["smoke"], "copy": alone["copy"]}
+    smoke = experiments.run.parse(SMOKE, [f"--seed={suite.seed}"])["smoke"]
+    assert few == {"smoke": smoke, "copy": alone["copy"]}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

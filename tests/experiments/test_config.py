@@ -334,6 +334,7 @@ def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
 def test_every_config_can_be_quick(file):
     for config in experiments.run.parse(file, []).values():
         short = quick(config)
-        assert short.models == config.models[: len(short.models)]
+        assert set(short.models) <= set(config.models)
+        assert short.models[0] == config.models[0]
         assert short.train.steps <= config.train.steps
         assert quick(short).train.steps_per_dispatch == config.train.steps_per_dispatch

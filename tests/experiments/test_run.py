@@ -198,7 +198,8 @@ def test_the_run_folder_is_complete(finished):
     assert environment["device"].endswith(f"({jax.default_backend()})")
     assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", environment["commit"])
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert folder.finished["floors"]["chance"] == {"accuracy": 1 / 16, "loss": 4.0}
+    length = str(CONFIG.task.length)
+    assert folder.finished["floors"][length]["chance"] == {"accuracy": 1 / 16, "loss": 4.0}
     for model in CONFIG.models:
         cost = json.loads((finished / model / "cost.json").read_text())
         assert set(cost["seconds"]) == {"train", "evaluate"}

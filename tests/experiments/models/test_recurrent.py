@@ -22,7 +22,7 @@ def test_gru_is_its_recurrence():
     h = np.zeros((len(x), SMALL.width))
     for t in range(x.shape[1]):
         r = sigmoid(dense(p["ir"], x[:, t]) + dense(p["hr"], h))
-        z = sigmoid(dense(p["iz"], x[:, t]) + dense(p["hz"], h))
+        z = sigmoid(dense(p["iz"], x[:, t]) + dense(p["hz"], h) + 1)
         n = np.tanh(dense(p["in"], x[:, t]) + r * dense(p["hn"], h))
         h = (1 - z) * n + z * h
         np.testing.assert_allclose(y[:, t], h, rtol=1e-5, atol=1e-5)
