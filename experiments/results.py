@@ -7,6 +7,7 @@ not ask for that, the first that it asked for.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from experiments import statistics
@@ -128,10 +129,47 @@ class Results:
         return statistics.success_rate(reached, self.threshold)
 
     def steps_to_threshold(self, model: str) -> statistics.Survival:
-        """Returns the estimated shares of runs that are not at the threshold yet, by step."""
-        steps = [(run["steps_to_threshold"], run["steps"]) for run in self.runs(model)]
-        times = [followed if reached is None else reached for reached, followed in steps]
-        return statistics.kaplan_meier(times, [reached is not None for reached, _ in steps])
+        """Returns the estimated shares of runs that are not at the threshold yet, by step.
+
+        A run that has diverged would never have got there: it counts to the last step.
+        """
+        times, observed = [], []
+        for run in self.runs(model):
+            reached, followed = run["steps_to_threshold"], run["steps"]
+            if run["status"] == "diverged":
+                followed = self.config.train.steps
+            times.append(followed if reached is None else reached)
+            observed.append(reached is not None)
+        return statistics.kaplan_meier(times, observed)
+
+    def mean_interval(self, model: str, metric: str = "accuracy") -> tuple[float, float]:
+        """Returns the interval of the mean of ``scores``; infinite for one seed."""
+        low, high = statistics.mean_interval(self.scores(model, metric))
+        if metric == "loss" or math.isinf(low):
+            return low, high
+        return max(low, 0.0), min(high, 1.0)
+
+    def variants(self) -> dict[str, list[str]]:
+        """Returns the models of each mixer, that which did best on the valid split first.
+
+        By the search's runs at the chosen rates: accuracy, then loss. Without a search, in the
+        order of the config.
+        """
+
+        def standing(model: str) -> tuple[float, float]:
+            found = self.search(model)
+            if found is None:
+                return 0.0, 0.0
+            runs = [r for r in found["runs"] if r["learning_rate"] == found["chosen"]]
+            accuracy, loss = (
+                statistics.median([run[metric] for run in runs]) for metric in ("accuracy", "loss")
+            )
+            return -accuracy, loss
+
+        families: dict[str, list[str]] = {}
+        for model in self.models:
+            families.setdefault(mixer_of(model), []).append(model)
+        return {mixer: sorted(models, key=standing) for mixer, models in families.items()}
 
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""

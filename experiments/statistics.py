@@ -24,14 +24,6 @@ class SuccessRate(NamedTuple):
     interval: tuple[float, float]
 
 
-class MedianInterval(NamedTuple):
-    """Two order statistics, and the probability that the median lies between them."""
-
-    low: float
-    high: float
-    coverage: float
-
-
 class Survival(NamedTuple):
     """The estimated share of runs that are *not yet* there just after each time of an event."""
 
@@ -104,32 +96,25 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(_ranked(values)))
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> MedianInterval:
-    r"""Returns the shortest symmetric pair of order statistics that covers the median.
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    r"""Returns Student's interval of the mean, :math:`\bar x \pm t_{n - 1} s / \sqrt n`.
 
-    Of n independent values the number below the median is binomial with p = 1/2, so whatever the
-    distribution, if it is continuous,
-
-    .. math:: P(x_{(k)} < m < x_{(n + 1 - k)}) = 1 - 2 P(\mathrm{Bin}(n, 1/2) \le k - 1).
-
-    k is the largest with a coverage of at least ``confidence``. Under 6 values even the whole
-    range (k = 1) has less than 95 %: 93.75 % for 5, 75 % for 3, nothing for 1. Then the range is
-    returned, and ``coverage`` says so.
+    It takes the values as normal, which a mixture of solved and unsolved runs is not: over those
+    it is wide, and may pass the ends of what a value can be. One value gives an infinite one.
 
     Raises:
       ValueError: if there are no values, or one is NaN.
 
     References:
-      Conover, Practical Nonparametric Statistics, 3rd ed. 1999, section 3.2.
+      Student, "The probable error of a mean", Biometrika 1908.
     """
     ranked = _ranked(values)
-    n = len(ranked)
-
-    def coverage(k: int) -> float:
-        return max(0.0, float(1 - 2 * stats.binom.cdf(k - 1, n, 0.5)))
-
-    k = max((k for k in range(1, n // 2 + 1) if coverage(k) >= confidence), default=1)
-    return MedianInterval(float(ranked[k - 1]), float(ranked[n - k]), coverage(k))
+    n, mean = len(ranked), float(ranked.mean())
+    if n == 1:
+        return -math.inf, math.inf
+    quantile = float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    half = quantile * float(ranked.std(ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
 
 
 def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
@@ -165,34 +150,14 @@ def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
     return Survival(tuple(moments), tuple(shares))
 
 
-def censored_median(steps: Sequence[int | None], limit: int) -> float | None:
-    """Returns the step by which half of the runs reached the threshold, None if under half did.
-
-    With an even number of runs this is the lower of the two middle ones, since the upper may not
-    exist. For runs of different lengths take ``kaplan_meier(times, observed).median``.
-
-    Args:
-      steps: at which each run reached the threshold; None for a run that did not within ``limit``.
-      limit: steps that every run had.
-
-    Raises:
-      ValueError: if there are no runs, or a step is past the limit.
-    """
-    if any(step is not None and step > limit for step in steps):
-        raise ValueError(f"a step of {list(steps)} is past the limit of {limit}")
-    times = [limit if step is None else step for step in steps]
-    return kaplan_meier(times, [step is not None for step in steps]).median
-
-
 def paired_differences(
     ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95
 ) -> PairedDifferences:
     r"""Returns the mean of ours minus theirs, its interval, and an exact test that needs no shape.
 
-    The interval is Student's, :math:`\bar d \pm t_{n - 1} s / \sqrt n`: it takes the differences
-    as normal, which a mixture of solved and unsolved runs is not. ``sign_test`` is the two-sided
-    binomial p value of the number of positive differences, ties left out; with n pairs it cannot
-    be under :math:`2^{1 - n}`, so 5 seeds never reach .05.
+    The interval is that of ``mean_interval``. ``sign_test`` is the two-sided binomial p value of
+    the number of positive differences, ties left out; with n pairs it cannot be under
+    :math:`2^{1 - n}`, so 5 seeds never reach .05.
 
     Args:
       ours: one value a seed.
@@ -203,20 +168,16 @@ def paired_differences(
       ValueError: if the lengths differ, there are no pairs, or a value is NaN.
 
     References:
-      Student, "The probable error of a mean", Biometrika 1908; Conover 1999, section 3.4.
+      Conover, Practical Nonparametric Statistics, 3rd ed. 1999, section 3.4.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} values of ours, but {len(theirs)} of theirs")
     differences = _ranked(np.subtract(ours, theirs).tolist())
-    n, mean = len(differences), float(differences.mean())
-    half = math.inf
-    if n > 1:
-        quantile = float(stats.t.ppf((1 + confidence) / 2, n - 1))
-        half = quantile * float(differences.std(ddof=1)) / math.sqrt(n)
     positive, negative = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     untied = positive + negative
     p_value = float(stats.binomtest(positive, untied).pvalue) if untied else 1.0
-    return PairedDifferences(mean, (mean - half, mean + half), p_value, n)
+    interval = mean_interval(differences.tolist(), confidence)
+    return PairedDifferences(float(differences.mean()), interval, p_value, len(differences))
 
 
 def _ranked(values: Sequence[float]) -> np.ndarray:

@@ -82,8 +82,8 @@ FIGURES: dict[str, Kind] = {
     ),
     "learning_curves": Kind(
         training.learning_curves,
-        "Means over a dispatch, on fresh training rows. Dotted: the threshold of success; dashed: "
-        "chance; a line that ends early has reached the stop, or diverged (cross).",
+        "Means over a dispatch, on training rows as they come. Dotted: the threshold of success; "
+        "dashed: chance; a line that ends early has reached the stop, or diverged (cross).",
     ),
     "cost": Kind(
         training.cost,

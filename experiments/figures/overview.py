@@ -9,7 +9,7 @@ from experiments.results import Results, mixer_of
 
 
 def overview(runs: list[Results]) -> Figure | None:
-    """Accuracy of every seed, a band a run, a line a mixer: its best variant by median."""
+    """Accuracy of every seed, a band a run, a line a mixer: the first of its variants."""
     runs = [results for results in runs if results.models]
     if len(runs) < 2:
         return None
@@ -18,12 +18,13 @@ def overview(runs: list[Results]) -> Figure | None:
     figure, axes = style.pyplot.subplots(figsize=size)
     style.title(figure, "Accuracy at the length of training: every seed, and the median (bar)")
     for row, results in enumerate(runs):
-        best = best_of_mixers(results)
+        variants = results.variants()
         for i, mixer in enumerate(mixers):
-            if mixer not in best:
+            if mixer not in variants:
                 continue
             y = row + 0.8 * ((i + 0.5) / len(mixers) - 0.5)
-            scores, colour = results.scores(best[mixer], "accuracy"), style.colour_of(mixer)
+            scores = results.scores(variants[mixer][0], "accuracy")
+            colour = style.colour_of(mixer)
             axes.plot(scores, [y] * len(scores), "o", color=colour, mew=0, ms=4, alpha=0.6)
             axes.plot(np.median(scores), y, "|", color=colour, ms=6, mew=2)
         for floor in list(results.floors.values())[:1]:
@@ -39,13 +40,3 @@ def overview(runs: list[Results]) -> Figure | None:
     dots.append(Line2D([], [], color=style.GREY, linestyle="--", linewidth=1))
     figure.legend(dots, [*mixers, "chance"], loc="outside right center", fontsize=8)
     return figure
-
-
-def best_of_mixers(results: Results) -> dict[str, str]:
-    """Returns the model of the greatest median accuracy of each mixer; of equals the first."""
-    best: dict[str, str] = {}
-    for model in results.models:
-        mixer = mixer_of(model)
-        if mixer not in best or results.median(model) > results.median(best[mixer]):
-            best[mixer] = model
-    return best

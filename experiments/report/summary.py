@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments import figures
-from experiments.figures.overview import best_of_mixers
 from experiments.records import write_text
 from experiments.report import words
 from experiments.report.blocks import Table, markdown_table
@@ -21,24 +20,28 @@ def summary(runs: Sequence[Results]) -> Table:
     mixers = list(dict.fromkeys(mixer_of(model) for results in runs for model in results.models))
     rows = []
     for results in runs:
-        best = best_of_mixers(results)
+        variants = results.variants()
         floor = next(iter(results.floors.values()), None)
-        cells = [_cell(results, best[mixer]) if mixer in best else "-" for mixer in mixers]
+        cells = [_cell(results, variants.get(mixer, [])) for mixer in mixers]
         rows.append([results.name, *cells, words.share(floor.accuracy) if floor else "-"])
     thresholds = sorted({words.percent(results.threshold) for results in runs})
     note = (
-        f"Seeds at {', '.join(thresholds)} of seeds, then median accuracy, at the length of "
-        "training. Of a mixer with several variants, the one with the highest median, in "
-        "parentheses; the sections below have them all. Chance is the first floor of the task."
+        f"Seeds at {', '.join(thresholds)} of seeds [Wilson 95 %], then median accuracy, at the "
+        "length of training. Of a mixer with several variants, that which did best on the "
+        "validation split in the search; the sections below have them all. Chance is the first "
+        "floor of the task."
     )
     return Table(["task", *mixers, "chance"], rows, note)
 
 
-def _cell(results: Results, model: str) -> str:
-    success = results.success(model)
-    variant = ",".join(model.split(",")[1:])
-    text = f"{success.successes}/{success.trials} {words.share(results.median(model))}"
-    return f"{text} ({variant})" if variant else text
+def _cell(results: Results, variants: Sequence[str]) -> str:
+    if not variants:
+        return "-"
+    model = variants[0]
+    text = f"{words.successes(results.success(model))} {words.share(results.median(model))}"
+    details = [",".join(model.split(",")[1:]), f"of {len(variants)}" if len(variants) > 1 else ""]
+    shown = ", ".join(filter(None, details))
+    return f"{text} ({shown})" if shown else text
 
 
 def origin(runs: Sequence[Results]) -> str:

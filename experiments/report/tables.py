@@ -6,6 +6,7 @@ from experiments import statistics
 from experiments.report import words
 from experiments.report.blocks import Table
 from experiments.results import Results
+from experiments.sweep import NEAR
 
 
 def models(results: Results) -> Table:
@@ -22,6 +23,7 @@ def models(results: Results) -> Table:
         "rate",
         f"runs at {aim} [Wilson 95 %]",
         "median accuracy",
+        "mean [95 %]",
         "every seed",
         "whole rows",
         results.loss_unit,
@@ -43,6 +45,7 @@ def models(results: Results) -> Table:
                 rate(results, model),
                 words.successes(results.success(model)),
                 words.share(results.median(model)),
+                _mean(results, model),
                 " ".join(seed_values(results, model)),
                 words.share(statistics.median(whole)),
                 words.loss(results.median(model, "loss")),
@@ -53,11 +56,12 @@ def models(results: Results) -> Table:
     blank = ["-"] * 4
     for name, floor in results.floors.items():
         accuracy, loss = words.share(floor.accuracy), words.loss(floor.loss)
-        rest = ["-"] * (len(header) - 10)
-        rows.append([f"floor: {name}", *blank, "-", accuracy, "-", "-", loss, *rest])
+        rest = ["-"] * (len(header) - 11)
+        rows.append([f"floor: {name}", *blank, "-", accuracy, *["-"] * 3, loss, *rest])
     note = (
         f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
-        f"loss are of the answers that have a source. Reach: the farthest distance, in tokens, at "
+        f"loss are of the answers that have a source; the interval of the mean is Student's, over "
+        f"seeds. Reach: the farthest distance, in tokens, at "
         f"which an input can change an answer. State: what is kept of a row to read on. Steps: "
         f"until training answers are right by {aim}, the median over seeds where those that did "
         f"not get there count as later."
@@ -67,6 +71,12 @@ def models(results: Results) -> Table:
     if any_diverged:
         note += " A diverged run is scored by its last finite state, and never is a success."
     return Table(header, rows, note)
+
+
+def _mean(results: Results, model: str) -> str:
+    scores = results.scores(model, "accuracy")
+    mean = words.share(sum(scores) / len(scores))
+    return f"{mean} {words.interval(results.mean_interval(model), 3)}"
 
 
 def rate(results: Results, model: str) -> str:
@@ -126,7 +136,7 @@ def differences(results: Results) -> Table | None:
     note = (
         "Means of paired differences, Student's interval (it takes them as normal, which a mixture "
         "of solved and unsolved runs is not) and the exact two-sided sign test, which with n pairs "
-        "cannot be under 2^(1-n)."
+        "cannot be under 2^(1-n). A diverged run is scored by its last finite state."
     )
     return Table(header, rows, note)
 
@@ -252,7 +262,8 @@ def search(results: Results) -> Table | None:
         rows.append([model, *cells])
     note = (
         f"On the validation split, {results.config.sweep.tuning_seeds} tuning seed(s) a rate, "
-        f"never reported elsewhere: accuracy ({results.loss_unit}; steps). Chosen: the rate by "
-        "which most runs reach the aim, soonest; without, that of the least median loss."
+        f"never reported elsewhere: accuracy ({results.loss_unit}; steps). Chosen: of the rates by "
+        f"which most runs reach the aim, the lowest that takes at most {NEAR} times the steps of "
+        "the soonest; where none does, that of the least median loss."
     )
     return Table(["model", *(f"{tried:g}" for tried in rates)], rows, note)

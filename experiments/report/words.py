@@ -26,9 +26,9 @@ def size(value: float) -> str:
 
 
 def interval(ends: tuple[float, float], digits: int = 2) -> str:
-    """Returns an interval in brackets; one of all numbers says that there is none."""
+    """Returns an interval in brackets; an infinite one says that one value has none."""
     if math.isinf(ends[0]) or math.isinf(ends[1]):
-        return "[none of one pair]"
+        return "[none of one]"
     return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 

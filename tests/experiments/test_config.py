@@ -313,7 +313,7 @@ def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
     short = quick(config)
     assert short == dataclasses.replace(
         config,
-        models=config.models[:2],
+        models=("attention", "ssd"),
         model=ModelConfig(num_layers=1),
         sweep=SweepConfig(learning_rates=(0.2,), seeds=2),
         train=TrainConfig(steps=250, batch_size=8, stop_accuracy=0.9, checkpoint_every=250),
@@ -336,5 +336,11 @@ def test_every_config_can_be_quick(file):
         short = quick(config)
         assert set(short.models) <= set(config.models)
         assert short.models[0] == config.models[0]
+        mixers = {config.model_of(name).mixer for name in config.models}
+        has_recurrence = any(not MIXERS[mixer].has_weights for mixer in mixers)
+        few = {short.model_of(name).mixer for name in short.models}
+        assert any(not MIXERS[mixer].has_weights for mixer in few) == has_recurrence
+        widths = [{c.model_of(name).width for name in c.models} for c in (short, config)]
+        assert widths[0] == widths[1], "or the figure by width would be lost"
         assert short.train.steps <= config.train.steps
         assert quick(short).train.steps_per_dispatch == config.train.steps_per_dispatch

@@ -26,6 +26,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import experiments.run
 from experiments.records import RunFolder
+from experiments.sweep import Diverged
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.py"
@@ -329,6 +330,26 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_state_before_it(tm
     assert again[2][0] == saved
     for name, value in again[2][1].items():
         assert value.tobytes() == values[name].tobytes()
+
+
+def test_a_model_that_diverges_stops_no_other(tmp_path, monkeypatch):
+    swept = []
+
+    def sweep(config, model, *_):
+        swept.append((config.task.length, model))
+        if model == "attention":
+            raise Diverged(f"{model} is lost")
+
+    monkeypatch.setattr(experiments.run, "sweep", sweep)
+    members = ("--members", "smoke.py", "small/adding.py")
+    status, out, err = run_here(tmp_path, *members, config=ROOT / "configs" / "suite_small.py")
+    configs = [experiments.run.parse(ROOT / "configs" / name, []) for name in members[1:]]
+    every = [(c.task.length, m) for of_file in configs for c in of_file.values() for m in c.models]
+    assert swept == every
+    assert status == 1
+    assert err == "error: attention is lost\nattention is lost\n"
+    assert "report: " in out
+    assert not list(tmp_path.rglob("finished.json"))
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):

@@ -8,10 +8,9 @@ import pytest
 from scipy import stats
 
 from experiments.statistics import (
-    censored_median,
     kaplan_meier,
+    mean_interval,
     median,
-    median_interval,
     paired_differences,
     success_rate,
     wilson_interval,
@@ -62,7 +61,7 @@ def test_results_can_be_written_as_json():
     values = np.array([0.5, 1.0, 0.25], np.float32)
     results = (
         success_rate(values.tolist(), 0.9),
-        median_interval(values.tolist()),
+        mean_interval(values.tolist()),
         kaplan_meier([3, 4], [True, False]),
         paired_differences(values.tolist(), [0.0, 0.0, 0.0]),
     )
@@ -74,31 +73,16 @@ def test_median_of_odd_and_even_samples():
     assert median([4, 1, 3, 2]) == 2.5
 
 
-@pytest.mark.parametrize(
-    ("n", "ranks", "coverage"),
-    [
-        (1, (1, 1), 0.0),
-        (2, (1, 2), 1 / 2),
-        (3, (1, 3), 3 / 4),
-        (5, (1, 5), 15 / 16),
-        (6, (1, 6), 31 / 32),
-        # 1 - 2 (1 + 9) / 2^9 and 1 - 2 (1 + 10) / 2^10: the tables of every textbook.
-        (9, (2, 8), 492 / 512),
-        (10, (2, 9), 1002 / 1024),
-    ],
-)
-def test_median_interval_is_two_ranks_of_known_coverage(n, ranks, coverage):
-    shuffled = np.random.default_rng(n).permutation(np.arange(1, n + 1)).tolist()
-    assert median_interval(shuffled) == pytest.approx((*ranks, coverage))
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_mean_interval_is_that_of_scipy(n):
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(mean_interval(values.tolist()), (expected.low, expected.high))
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_median_interval_covers_as_often_as_it_says(n):
-    samples = np.random.default_rng(0).exponential(size=(4000, n))
-    intervals = [median_interval(sample.tolist()) for sample in samples]
-    covered = np.mean([low < math.log(2) < high for low, high, _ in intervals])
-    claimed = intervals[0].coverage
-    assert abs(covered - claimed) < 4 * math.sqrt(claimed * (1 - claimed) / 4000)
+def test_the_mean_of_one_value_has_no_interval():
+    assert mean_interval([0.5]) == (-math.inf, math.inf)
+    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
 
 
 def test_kaplan_meier_worked_by_hand():
@@ -123,24 +107,10 @@ def test_kaplan_meier_is_that_of_scipy(seed):
     np.testing.assert_allclose(estimate.shares, expected.evaluate(np.array(estimate.times)))
 
 
-def test_censored_median():
-    assert censored_median([100, 300, 200], 400) == 200
-    assert censored_median([100, None, 200], 400) == 200
-    assert censored_median([100, None, None], 400) is None
-    assert censored_median([None, None], 400) is None
-    assert censored_median([100, None], 400) == 100
-    assert censored_median([200, 100, 400, 300], 400) == 200
-
-
 def test_median_does_not_hang_on_rounding():
     # In floating point 1 - 1/n over and over misses one half for many n.
     for n in range(2, 200, 2):
-        assert censored_median(list(range(1, n + 1)), n) == n // 2
-
-
-def test_a_step_past_the_limit_is_refused():
-    with pytest.raises(ValueError, match="past the limit of 400"):
-        censored_median([401, None], 400)
+        assert kaplan_meier(list(range(1, n + 1)), [True] * n).median == n // 2
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -166,9 +136,9 @@ def test_one_pair_says_nothing_of_the_spread():
     assert paired_differences([3], [1]) == (2, (-math.inf, math.inf), 1, 1)
 
 
-@pytest.mark.parametrize("function", [median, median_interval])
+@pytest.mark.parametrize("function", [median, mean_interval])
 @pytest.mark.parametrize("values", [[], [1.0, math.nan]])
-def test_nothing_and_nan_have_no_median(function, values):
+def test_nothing_and_nan_have_no_middle(function, values):
     with pytest.raises(ValueError, match="one or more numbers"):
         function(values)
 

@@ -1,5 +1,6 @@
 """Tables and facts say what the records say, computed here a second time."""
 
+import json
 import math
 import os
 import re
@@ -38,6 +39,9 @@ def test_the_table_of_models_says_what_the_records_say(tmp_path):
         assert row["runs at 99% [Wilson 95 %]"] == successes.replace("-0.00", "0.00")
         assert row["every seed"] == " ".join(f"{a:.3f}" for a in accuracies)
         assert row["median accuracy"] == f"{sorted(accuracies)[1]:.3f}"
+        low, high = stats.ttest_1samp(accuracies, 0).confidence_interval()
+        mean = f"{np.mean(accuracies):.3f} [{max(low, 0):.3f}, {min(high, 1):.3f}]"
+        assert row["mean [95 %]"] == mean
         # A right answer costs .1 bits and a wrong one 3: see handmade.answers.
         losses = sorted(0.1 * a + 3.0 * (1 - a) for a in accuracies)
         assert row["bits / answer"] == f"{losses[1]:.3g}"
@@ -111,7 +115,7 @@ def test_what_contradicts_or_fails_is_noted(tmp_path):
     visible = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
     assert "1 of 3 fresh runs of window diverged" in visible
     assert "1 of 3 fresh runs of window diverged" in markdown
-    assert "0.930 (diverged)" in Page(text).tables[0][2][7]
+    assert "0.930 (diverged)" in Page(text).tables[0][2][8]
 
 
 def test_a_diverged_run_is_no_success_however_well_it_did_before(tmp_path):
@@ -132,8 +136,11 @@ def test_nothing_is_noted_that_is_not_so(tmp_path):
     assert noted(Results.load(folder)) == ["No run of these reached 99%: window."]
 
 
-def test_steps_to_the_threshold_are_censored(tmp_path):
-    folder = make_run(tmp_path, small_config(), {"attention": [1.0, 0.5, 0.5]})
+@pytest.mark.parametrize("status", ["finished", "diverged"])
+def test_steps_to_the_threshold_are_censored(tmp_path, status):
+    """A run that diverged early would not have got there either."""
+    statuses = {"attention": ["finished", status, status]}
+    folder = make_run(tmp_path, small_config(), {"attention": [1.0, 0.5, 0.5]}, statuses=statuses)
     steps = Results.load(folder).steps_to_threshold("attention")
     assert steps.median is None
     assert steps.shares == pytest.approx((2 / 3,))
@@ -167,7 +174,7 @@ def test_one_seed_has_no_interval(tmp_path):
     sweep = SweepConfig(learning_rates=(1e-3,), seeds=1)
     folder = make_run(tmp_path, small_config(sweep=sweep), {"attention": [1.0], "window": [0.5]})
     text, _ = write(tmp_path, folder)
-    assert "[none of one pair]" in text
+    assert "[none of one]" in text
     assert "nan" not in text.lower().split("<script")[0].split("base64")[0]
     assert "One learning rate, 0.001, was used for every model" in facts(folder)
 
@@ -179,8 +186,18 @@ def test_the_summary_of_several_runs(tmp_path):
     second = make_run(tmp_path, small_config(), ALL, name="second")
     table = Page(write(tmp_path, first, second)[0]).tables[0]
     assert table[0] == ["task", "attention", "window", "chance"]
-    assert table[1] == ["first", "3/3 1.000 (position=rotary)", "0/3 0.300", "0.062"]
-    assert table[2] == ["second", "2/3 0.995", "0/3 0.300", "0.062"]
+    none, two, three = (words.interval(wilson(n, 3)) for n in (0, 2, 3))
+    of_window = f"0/3 {none} 0.300"
+    assert table[1] == ["first", f"0/3 {none} 0.500 (of 2)", of_window, "0.062"]
+    assert table[2] == ["second", f"2/3 {two} 0.995", of_window, "0.062"]
+    # The validation split says which variant stands there; the test split may not.
+    search = first.path / "attention,position=rotary" / "search.json"
+    found = json.loads(search.read_text())
+    for run in found["runs"]:
+        run["accuracy"] = 0.6
+    search.write_text(json.dumps(found))
+    table = Page(write(tmp_path, first, second)[0]).tables[0]
+    assert table[1][1] == f"3/3 {three} 1.000 (position=rotary, of 2)"
 
 
 def test_a_terminal_table_fits_in_a_hundred_columns(tmp_path):
