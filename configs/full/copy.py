@@ -1,7 +1,8 @@
 """String copy as in Repeat After Me: up to 50 letters, asked at 50 to 1,000.
 
 Command   python -m experiments.run configs/full/copy.py
-For one GPU or TPU; it has not been run. Settings are those of the paper where it names them.
+For one GPU or TPU; it has not been run. The task and its lengths are the paper's (arXiv
+2402.01032); models, steps, batch and rates are ours.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig

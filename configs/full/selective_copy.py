@@ -1,7 +1,8 @@
 """Selective copying in the setting of MAD: 16 tokens in rows of 256.
 
 Command   python -m experiments.run configs/full/selective_copy.py
-For one GPU or TPU; it has not been run. Settings are those of the paper where it names them.
+For one GPU or TPU; it has not been run. Vocabulary, length, number of tokens and width are the
+paper's (arXiv 2403.17844); steps, batch and rates are ours.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig

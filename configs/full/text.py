@@ -1,7 +1,7 @@
 """Real text read twice, 512 characters.
 
 Command   python -m experiments.run configs/full/text.py
-For one GPU or TPU; it has not been run. Settings are those of the paper where it names them.
+For one GPU or TPU; it has not been run. The settings are ours: there is no paper.
 """
 
 from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
@@ -28,5 +28,5 @@ def get_config() -> Config:
         model=ModelConfig(width=256, num_layers=4, num_heads=4, mlp_ratio=4),
         sweep=SweepConfig(tuning_seeds=1, seeds=3),
         train=TrainConfig(steps=10_000, batch_size=32, checkpoint_every=1000),
-        evaluate=EvaluateConfig(num_answers=200_000, batch_size=16),
+        evaluate=EvaluateConfig(num_answers=200_000, batch_size=16, num_probe_rows=16),
     )

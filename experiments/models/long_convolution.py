@@ -15,7 +15,9 @@ chosen by distance; content only gates it.
 The filter multiplies as the Toeplitz matrix ``[L, L]`` that it is. The paper's Fourier transform
 costs O(L log L), but rounds every input into every output: an answer would depend on the future,
 by a little. Here it does not, at O(B D L^2) time. Matrices are made for as many channels at a time
-as fit in 64 MiB, so memory is O(L^2) at most. 4 D^2 + 33 D + 2112 + 2 D parameters.
+as fit in 64 MiB, and for one at least: 4 L^2 bytes, which beyond L = 4096 are more.
+
+4 D^2 + 35 D + 2112 parameters.
 """
 
 import functools

@@ -13,10 +13,16 @@ from rich.console import Console
 
 import experiments.run
 from experiments.config import SweepConfig
+from experiments.models import MIXERS
 from experiments.records import RunFolder
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 FULL = sorted((ROOT / "configs" / "full").glob("*.py"))
+STEPS = [
+    *((path, next(iter(experiments.run.parse(path, []).values())).models[0]) for path in FULL),
+    *((FULL[0].with_name("induction.py"), mixer) for mixer in MIXERS if mixer != "attention"),
+]
+"""Configs and models whose steps are compiled: the first of each, and every mixer."""
 pytestmark = pytest.mark.slow
 
 
@@ -63,11 +69,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.run import parse
 from experiments.train import TrainState, build_program
 
-(config,) = parse(pathlib.Path(sys.argv[1]), []).values()
+(config,) = parse(pathlib.Path(sys.argv[1]), ["--models", sys.argv[2]]).values()
 devices = np.array(topologies.get_topology_desc("v5e:2x2", platform="tpu").devices).flatten()[:1]
 one_chip = NamedSharding(Mesh(devices, ("run",)), PartitionSpec())
 data = config.task.load("train")
-program = build_program(config, config.models[0], 1, data)
+program = build_program(config, sys.argv[2], 1, data)
 params, opt_state = jax.eval_shape(lambda: program.init(0))
 count, rate = (jax.ShapeDtypeStruct((), dtype) for dtype in ("int32", "float32"))
 arguments = (TrainState(count, count, params, opt_state), count, rate, data)
@@ -81,8 +87,8 @@ print("bytes", memory.temp_size_in_bytes + memory.argument_size_in_bytes)
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
 )
-@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
-def test_the_step_of_a_full_config_compiles_for_a_tpu(path):
+@pytest.mark.parametrize(("path", "model"), STEPS, ids=lambda x: getattr(x, "stem", x))
+def test_the_step_of_a_full_config_compiles_for_a_tpu(path, model):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
@@ -93,7 +99,7 @@ def test_the_step_of_a_full_config_compiles_for_a_tpu(path):
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
     compiled = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(path)],
+        [sys.executable, "-c", COMPILE, str(path), model],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert compiled.returncode == 0, compiled.stderr[-3000:]
