@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from attn import diagnostics, masks, positions, scores
+from attn import diagnostics, masks, positions, scores, sharded
 from attn.dot_product import dot_product_attention
 from attn.explanation import explain
 from attn.maps import attention_scores, attention_weights
@@ -26,6 +26,7 @@ __all__ = [
     "merge",
     "positions",
     "scores",
+    "sharded",
 ]
 
 

@@ -31,9 +31,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt32
 
 from attn import softmax_state
+from attn.devices import vary, varying
 from attn.masks import Mask
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
+from attn.softmax_state import SoftmaxState
+from attn.spread import Heads, Ring
 from attn.tiles import QUERIES, Tile, TileSizes
 
 
@@ -48,6 +51,7 @@ def blockwise_attention(
     dropout_seed: UInt32[Array, "2"] | None = None,
     dropout_rate: float = 0.0,
     sides: TileSizes | None = None,
+    spread: Ring | Heads | None = None,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
@@ -67,11 +71,13 @@ def blockwise_attention(
       dropout_seed: of ``attn.dropout.seed_of``; None is no dropout.
       dropout_rate: the probability that a weight is dropped.
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
+      spread: over which devices sequence or heads are, of which query, key and value are then a
+        share, and bias its rows of all columns. Masks, scores and dropout are of the whole.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
-    call, context, params = plan(query, key, mask, score, dropout_seed, dropout_rate, sides)
+    call, context, params = plan(query, key, mask, score, dropout_seed, dropout_rate, sides, spread)
     return attend(call, context, params, query, key, value, bias, scale)
 
 
@@ -117,7 +123,24 @@ def _attend(call: Plan, context: Context, inputs: Inputs) -> Outputs:
         jnp.zeros((*batch, width, group_size, num_queries), dtype),
         jnp.zeros((*batch, group_size, num_queries), dtype),
     )
-    return call.sweep(context, inputs, start, visit, finish, zeros)
+    if call.ring is None or call.ring.is_gathered:
+        return call.sweep(context, inputs, start, visit, finish, zeros)
+
+    def of_device(device, keys, state):
+        there = inputs._replace(key=keys[0], value=keys[1])
+        found = call.sweep(context, there, start, visit, finish, zeros, device)
+        return softmax_state.merge(state, _as_state(found)), ()
+
+    queries = (*batch, group_size * num_queries)
+    nothing = vary(softmax_state.empty(queries, width, dtype), varying(inputs, context))
+    state, _ = call.ring.around(of_device, (inputs.key, inputs.value), nothing, ())
+    return finish(state)
+
+
+def _as_state(found: Outputs) -> SoftmaxState:
+    """Returns what the queries know after the keys of one device."""
+    lse = group_queries(found.lse)
+    return SoftmaxState(lse, jnp.where(jnp.isneginf(lse), 0.0, 1.0), group_queries(found.output))
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)

@@ -53,7 +53,8 @@ def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
       *trees: pytrees; what is no array in them is passed as it is.
     """
     sharding = jax.typeof(like).sharding
-    if not getattr(sharding.mesh, "explicit_axes", ()):
+    explicit = getattr(sharding.mesh, "explicit_axes", ())
+    if not explicit:
         return function(*trees)
     leaves, tree = jax.tree.flatten(trees)
     is_array = [hasattr(x, "dtype") for x in leaves]
@@ -65,7 +66,17 @@ def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
 
     arrays = [x for x, given in zip(leaves, is_array, strict=True) if given]
     out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:num_axes]))
-    return auto_axes(of_arrays, out_sharding=out_sharding)(*arrays)
+    return auto_axes(of_arrays, axes=explicit, out_sharding=out_sharding)(*arrays)
+
+
+def cut(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
+    """Returns the array cut as the spec says and, where it says nothing, as it was."""
+    own = jax.typeof(x).sharding
+    before = tuple(own.spec) if own.mesh.axis_names else ()
+    before += (None,) * (x.ndim - len(before))
+    after = tuple(spec) + (None,) * (x.ndim - len(spec))
+    new = (b if a is None else a for a, b in zip(after, before, strict=True))
+    return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*new)))
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:

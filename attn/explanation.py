@@ -5,7 +5,6 @@ width.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple, Unpack
 
@@ -140,7 +139,8 @@ def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: i
 def _kinds(call: Plan, context: Context) -> dict[str, int] | None:
     """Returns how many tiles of each kind there are, if that is known."""
     with jax.ensure_compile_time_eval():
-        kinds = jax.lax.map(functools.partial(call.kinds, context), jnp.arange(call.grid.counts[0]))
+        rows, columns = (jnp.arange(count) for count in call.grid.counts)
+        kinds = jax.lax.map(lambda i: call.kinds(context, i, columns), rows)
     if isinstance(kinds, Tracer):
         return None
     names = (("full", FULL), ("mixed", MIXED), ("empty", EMPTY))

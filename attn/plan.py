@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Bool, Float, UInt32
 
 from attn import closures, dropout
 from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
-from attn.masks import Lengths, Mask
+from attn.masks import Mask
 from attn.products import scores_of
 from attn.scores import Score
+from attn.spread import Heads, Ring
 from attn.tile_sum import tile_sum
 from attn.tiles import (
     EMPTY,
@@ -40,8 +41,10 @@ from attn.tiles import (
     QUERIES,
     Axes,
     Grid,
+    Part,
     Tile,
     TileSizes,
+    crop,
     cut,
     grid_of,
     pad,
@@ -90,18 +93,42 @@ class Plan:
     score: Callable | None = None
     """``(params, scores, indices) -> scores`` of ``[*B, N, t, s]``; None is the identity."""
     dropout_rate: float = 0.0
+    ring: Ring | None = None
+    """Over which the sequence is spread; None if all of it is here."""
+    heads: Heads | None = None
+    """Over which heads are spread; None if all of them are here."""
+
+    def parts(self, device: Any = None) -> tuple[Part, Part]:
+        """Returns the tiles of queries and of keys at hand; of a ring, ``device`` is whose keys."""
+        if self.ring is not None:
+            return self.ring.parts(self.grid, device)
+        rows, columns = self.grid.counts
+        return Part(rows), Part(columns)
 
     def indices(self, i, j) -> Indices:
         """Returns where tile (i, j) stands."""
-        return tile_indices(self.batch, self.num_heads, *self.grid.positions(i, j))
+        indices = tile_indices(self.batch, self.num_heads, *self.grid.positions(i, j))
+        if self.heads is None:
+            return indices
+        return indices._replace(head=indices.head + self.heads.first(self.num_heads))
 
-    def kinds(self, context: Context, i) -> Array:
-        """Returns the kinds of the tiles of a row: all full, if there is no mask."""
-        columns = jnp.arange(self.grid.counts[1])
-        kind = self.kind
-        if kind is None:
-            return jnp.full_like(columns, FULL)
-        return jax.vmap(lambda j: kind(context.kind, self.indices(i, j)))(columns)
+    @property
+    def is_full(self) -> bool:
+        """Whether all tiles are."""
+        return self.kind is None and self.grid.is_exact
+
+    def kinds(self, context: Context, i, columns) -> Array:
+        """Returns the kinds of the tiles of row i in these columns."""
+        grid = self.grid
+
+        def of_tile(j):
+            kind = FULL if self.kind is None else self.kind(context.kind, self.indices(i, j))
+            if grid.is_exact:
+                return jnp.asarray(kind)
+            queries, keys = grid.within(i, j)
+            return jnp.maximum(kind, jnp.where(queries[-1] & keys[-1], FULL, MIXED))
+
+        return jax.vmap(of_tile)(columns)
 
     def arrange(
         self,
@@ -115,7 +142,7 @@ class Plan:
         """Returns what attention is differentiable in, heads first, positions last, padded."""
         grid = self.grid
         dtype = accumulated(query.dtype)
-        if bias is not None and bias.shape[-2:] != (grid.num_queries, grid.num_keys):
+        if bias is not None and 1 in bias.shape[-2:]:
             # The gradient is summed along an axis; one of T x S stays as it is, cast tile by tile.
             bias = bias.astype(dtype)
         query = self.grouped(jnp.moveaxis(query.astype(dtype), -3, -1))
@@ -132,7 +159,7 @@ class Plan:
     def restored(self, x: Float[Array, "*B K G W T"]) -> Float[Array, "*B T N W"]:
         """Returns a result of the queries, arranged as they were given."""
         x = jnp.reshape(x, (*self.batch, self.num_heads, *x.shape[-2:]))
-        return jnp.moveaxis(x[..., : self.grid.num_queries], -1, -3)
+        return jnp.moveaxis(crop(self.grid, x, QUERIES), -1, -3)
 
     def grouped(self, x: Array) -> Array:
         """Returns ``[..., N, A, B]`` as ``[..., K, G, A, B]``, of one head or none as 1, 1."""
@@ -141,7 +168,9 @@ class Plan:
         key_heads = 1 if heads == 1 else self.num_key_heads
         return jnp.reshape(x, (*batch, key_heads, heads // key_heads, first, last))
 
-    def sweep(self, context: Context, inputs: Inputs, start, visit, finish, zeros: Any) -> Any:
+    def sweep(
+        self, context: Context, inputs: Inputs, start, visit, finish, zeros: Any, device: Any = None
+    ) -> Any:
         """Returns results of the queries, one row of tiles after another.
 
             row = start()      row = visit(tile, parts, row)      results = finish(row)
@@ -153,20 +182,21 @@ class Plan:
           visit: takes it over one tile, from the parts of the inputs there.
           finish: gives the results of a row, a pytree of arrays whose queries are their last axis.
           zeros: the results of all rows, not yet written.
+          device: whose keys are at hand, of a ring.
         """
         grid, axes = self.grid, axes_of(inputs)
 
         def over_tile(tile: Tile, row, results):
-            parts = jax.tree.map(lambda x, a: cut(grid, x, a, tile.i, tile.j), inputs, axes)
+            parts = jax.tree.map(lambda x, a: cut(grid, x, a, tile), inputs, axes)
             return visit(tile, parts, row), results
 
-        def end(i, row, results):
-            write = lambda x, part: put(grid, x, part, QUERIES, i, 0)  # noqa: E731
+        def end(n, row, results):
+            write = lambda x, part: put(grid, x, part, QUERIES, Tile(0, 0, True, n, 0))  # noqa: E731
             return jax.tree.map(write, results, finish(row))
 
-        kinds = None if self.kind is None else functools.partial(self.kinds, context)
-        axes_of_devices = varying(inputs, context)
-        return sweep(grid, kinds, lambda _: start(), over_tile, end, zeros, axes_of_devices)
+        kinds = None if self.is_full else functools.partial(self.kinds, context)
+        parts, axes_of_devices = self.parts(device), varying(inputs, context)
+        return sweep(parts, kinds, start, over_tile, end, zeros, axes_of_devices)
 
     def sum(
         self, function: Callable, context: Context, operands: Any, in_axes: Any, out_axes: Any
@@ -176,9 +206,10 @@ class Plan:
         def of_tile(tile, both):
             return function(tile, *both)
 
-        kinds = None if self.kind is None else lambda i, both: self.kinds(both[0], i)
+        kinds = None if self.is_full else lambda i, j, both: self.kinds(both[0], i, j)
         in_axes = (jax.tree.map(lambda _: NEITHER, context), in_axes)
-        return tile_sum(self.grid, of_tile, kinds, (context, operands), in_axes, out_axes)
+        whole = (context, operands)
+        return tile_sum(self.grid, of_tile, kinds, whole, in_axes, out_axes, self.ring)
 
     def scores(
         self, context: Context, tile: Tile, parts: Inputs
@@ -190,9 +221,8 @@ class Plan:
         query, key, value = parts.query, parts.key, parts.value
         *batch, _, group_size, side = query.shape
         indices = self.indices(tile.i, tile.j)
-        allowed = None
-        if self.allow is not None and not tile.is_full:
-            allowed = self.grouped(self.allow(context.mask, indices))
+        allowed = None if tile.is_full else self.allowed(context, tile)
+        if allowed is not None:
             asks = jnp.any(allowed, axis=-1)[..., None, :, :]
             seen = jnp.any(allowed, axis=(-3, -2))[..., None, :]
             query = jnp.where(asks, query, 0)
@@ -216,12 +246,24 @@ class Plan:
             scores = jnp.where(allowed, scores, -jnp.inf)
         return jnp.reshape(scores, (*batch, group_size * side, key.shape[-1])), value
 
+    def allowed(self, context: Context, tile: Tile) -> Bool[Array, "..."] | None:
+        """Returns which pairs take part, broadcastable to ``[*B, K, G, t, s]``; None is all."""
+        allowed = None
+        if self.allow is not None:
+            allowed = self.allow(context.mask, self.indices(tile.i, tile.j))
+        if not self.grid.is_exact:
+            queries, keys = self.grid.within(tile.i, tile.j)
+            within = queries[:, None] & keys
+            allowed = within if allowed is None else allowed & within
+        return None if allowed is None else self.grouped(allowed)
+
     def factors(self, context: Context, tile: Tile, scores: Array) -> Array | None:
         """Returns z / (1 - rate), shaped as the scores; None without dropout."""
         if context.seed is None:
             return None
         rate, indices = self.dropout_rate, self.indices(tile.i, tile.j)
-        kept = dropout.kept(context.seed, rate, indices, self.num_heads, self.grid.num_queries)
+        num_heads = self.num_heads * (1 if self.heads is None else self.heads.size)
+        kept = dropout.kept(context.seed, rate, indices, num_heads, self.grid.num_queries)
         return jnp.where(jnp.reshape(kept, scores.shape), 1 / (1 - rate), 0).astype(scores.dtype)
 
 
@@ -233,6 +275,7 @@ def plan(
     dropout_seed: UInt32[Array, "2"] | None,
     dropout_rate: float,
     sides: TileSizes | None,
+    spread: Ring | Heads | None = None,
 ) -> tuple[Plan, Context, list[Array]]:
     """Returns the static part of a call, its arrays without derivative, and its score's arrays.
 
@@ -247,14 +290,19 @@ def plan(
       dropout_seed: of ``attn.dropout.seed_of``; None is no dropout.
       dropout_rate: the probability that a weight is dropped.
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
+      spread: over which devices sequence or heads are, of which query and key are then a share.
     """
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
         sides = tile_sizes(query.shape, key.shape, mask is not None)
-    grid = grid_of(num_queries, key.shape[-3], sides)
-    mask = within(grid, mask)
-    made = Plan(grid, tuple(batch), num_heads, key.shape[-2], dropout_rate=dropout_rate)
+    ring = spread if isinstance(spread, Ring) else None
+    heads = spread if isinstance(spread, Heads) else None
+    lengths = num_queries, key.shape[-3]
+    grid = grid_of(*lengths, sides) if ring is None else ring.grid_of(*lengths, sides)
+    mask = None if mask is None else mask.pad(*grid.padded)
+    made = Plan(grid, tuple(batch), num_heads, key.shape[-2], ring=ring, heads=heads)
+    made = dataclasses.replace(made, dropout_rate=dropout_rate)
     axes = varying(query, key, mask, score)
     indices = jax.eval_shape(lambda: made.indices(0, 0))
     indices = jax.tree.map(lambda x: example(x.shape, x.dtype, axes), indices)
@@ -270,16 +318,6 @@ def plan(
     return made, Context(allow_arrays, kind_arrays, dropout_seed), params
 
 
-def within(grid: Grid, mask: Mask | None) -> Mask | None:
-    """Returns the mask over whole tiles, without what is beyond the queries and keys."""
-    if mask is not None:
-        mask = mask.pad(*grid.padded)
-    if grid.padded == (grid.num_queries, grid.num_keys):
-        return mask
-    in_range = Lengths(query=jnp.int32(grid.num_queries), key=jnp.int32(grid.num_keys))
-    return in_range if mask is None else mask & in_range
-
-
 def kind_of(mask: Mask, indices: Indices) -> Array:
     """Returns whether a tile is full, mixed or empty, as ``attn.tiles`` numbers them."""
     kind = mask.tile(indices)
@@ -291,7 +329,7 @@ def axes_of(inputs: Inputs) -> Inputs:
 
     def of_bias(bias):
         rows, columns = bias.shape[-2:]
-        return Axes(-2 if rows != 1 else None, -1 if columns != 1 else None)
+        return Axes(-2 if rows != 1 else None, -1 if columns != 1 else None, is_whole=True)
 
     return Inputs(
         query=None if inputs.query is None else QUERIES,

@@ -26,9 +26,21 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from attn.devices import abstract, example, varying
+from attn.devices import abstract, example, vary, varying
 from attn.products import small_first
-from attn.tiles import Axes, Grid, Tile, agreed, cut, part_shape, put, sweep, whole_shape
+from attn.spread import Ring
+from attn.tiles import (
+    Axes,
+    Grid,
+    Part,
+    Tile,
+    agreed,
+    cut,
+    part_shape,
+    put,
+    sweep,
+    whole_shape,
+)
 
 
 def tile_sum(
@@ -38,17 +50,19 @@ def tile_sum(
     operands: Any,
     in_axes: Any,
     out_axes: Any,
+    ring: Ring | None = None,
 ) -> Any:
     """Returns the sum over all tiles that are not empty of ``function(tile, operands at it)``.
 
     Args:
       grid: the tiles.
       function: differentiable in the operands; must close over no traced array.
-      kinds: ``kinds(i, operands)`` is the kind of every tile of a row, ``[number of key tiles]``,
+      kinds: ``kinds(i, columns, operands)`` is the kind of the tiles of row i in these columns,
         from the whole operands; None if all are full.
       operands: a pytree of arrays, padded to the grid.
       in_axes: a pytree of ``Axes`` of the same structure.
       out_axes: a pytree of ``Axes``, of the structure of what ``function`` returns.
+      ring: over which queries and keys are spread; operands and results are then a device's share.
 
     Returns:
       Arrays padded to the grid.
@@ -61,22 +75,22 @@ def tile_sum(
     def of_leaves(tile, *leaves):
         return jax.tree.leaves(function(tile, jax.tree.unflatten(tree, leaves)))
 
-    def kinds_of_leaves(i, *leaves):
+    def kinds_of_leaves(i, columns, *leaves):
         assert kinds is not None
-        return kinds(i, jax.tree.unflatten(tree, leaves))
+        return kinds(i, columns, jax.tree.unflatten(tree, leaves))
 
     parts = [
         example(part_shape(grid, x, axes), x.dtype, varying(x))
         for x, axes in zip(leaves, in_axes, strict=True)
     ]
-    results = jax.eval_shape(functools.partial(of_leaves, Tile(0, 0, True)), *parts)
+    results = jax.eval_shape(functools.partial(of_leaves, Tile(0, 0, True, 0, 0)), *parts)
+    counts = grid.counts if ring is None else ring.counts(grid)
     outs = tuple(
-        jax.ShapeDtypeStruct(whole_shape(grid, x, axes), x.dtype)
+        jax.ShapeDtypeStruct(whole_shape(grid, x, axes, counts), x.dtype)
         for x, axes in zip(results, out_axes, strict=True)
     )
-    sums = _Sum(
-        grid, of_leaves, None if kinds is None else kinds_of_leaves, in_axes, tuple(out_axes), outs
-    )
+    of_row = None if kinds is None else kinds_of_leaves
+    sums = _Sum(grid, of_leaves, of_row, in_axes, tuple(out_axes), outs, ring)
     return jax.tree.unflatten(out_tree, tile_sum_p.bind(*leaves, sum=sums))
 
 
@@ -84,8 +98,8 @@ def tile_sum(
 class _Sum:
     """What ``tile_sum`` computes: the static part of the primitive.
 
-    ``function(tile, *leaves)`` gives the summands of a tile from its leaves; ``kinds(i, *leaves)``
-    sees the leaves whole. ``outs`` are the types of the padded results.
+    ``function(tile, *leaves)`` gives the summands of a tile from its leaves; ``kinds(i, columns,
+    *leaves)`` sees the leaves whole. ``outs`` are the types of the padded results.
     """
 
     grid: Grid
@@ -94,14 +108,46 @@ class _Sum:
     in_axes: tuple[Axes, ...]
     out_axes: tuple[Axes, ...]
     outs: tuple[jax.ShapeDtypeStruct, ...]
+    ring: Ring | None = None
 
     def run(self, *leaves: Array) -> list[Array]:
         """Returns the results."""
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in self.outs]
+        if self.ring is None:
+            rows, columns = self.grid.counts
+            return self._over(leaves, zeros, (Part(rows), Part(columns)))
+        if self.ring.is_gathered:
+            return self._over(leaves, zeros, self.ring.parts(self.grid, None))
+        return self._around(self.ring, leaves, zeros)
+
+    def _around(self, ring: Ring, leaves: Sequence[Array], zeros: list[Array]) -> list[Array]:
+        """Returns the results, after what belongs to keys has gone round the ring."""
+        travels_in, travels_out = ([x.travels for x in a] for a in (self.in_axes, self.out_axes))
+        axes = varying(leaves)
+        zeros = vary(zeros, axes)
+        keys, queries = split(leaves, travels_in)
+
+        def visit(device, keys, sums):
+            every = join(keys, queries, travels_in)
+            # What travels is summed from nothing here: so it need not have come to begin.
+            begun = join(split(zeros, travels_out)[0], sums, travels_out)
+            summed = self._over(every, begun, ring.parts(self.grid, device))
+            summands, sums = split(summed, travels_out)
+            return sums, summands
+
+        of_keys, of_queries = split(zeros, travels_out)
+        sums, totals = ring.around(visit, keys, of_queries, of_keys)
+        return join(totals, sums, travels_out)
+
+    def _over(
+        self, leaves: Sequence[Array], sums: list[Array], parts: tuple[Part, Part]
+    ) -> list[Array]:
+        """Returns the sums after the tiles at hand."""
         grid, kinds = self.grid, self.kinds
         # What is cut by queries alone is summed along a row of tiles, and written at its end.
         along_row = [axes.query is not None and axes.key is None for axes in self.out_axes]
 
-        def start(_):
+        def start():
             shapes = (part_shape(grid, x, a) for x, a in zip(self.outs, self.out_axes, strict=True))
             return [
                 jnp.zeros(shape, x.dtype) if is_row else None
@@ -109,10 +155,7 @@ class _Sum:
             ]
 
         def visit(tile: Tile, row, sums):
-            parts = [
-                cut(grid, x, axes, tile.i, tile.j)
-                for x, axes in zip(leaves, self.in_axes, strict=True)
-            ]
+            parts = [cut(grid, x, axes, tile) for x, axes in zip(leaves, self.in_axes, strict=True)]
             summands = self.function(tile, *parts)
             row = [x if x is None else x + dx for x, dx in zip(row, summands, strict=True)]
             sums = [
@@ -123,20 +166,22 @@ class _Sum:
             ]
             return row, sums
 
-        def finish(i, row, sums):
+        def finish(n, row, sums):
+            at = Tile(0, 0, True, n, 0)
             return [
-                x if part is None else put(grid, x, part, axes, i, 0)
+                x if part is None else _accumulate(grid, x, part, axes, at)
                 for x, part, axes in zip(sums, row, self.out_axes, strict=True)
             ]
 
-        of_row = None if kinds is None else lambda i: kinds(i, *leaves)
-        zeros = [jnp.zeros(x.shape, x.dtype) for x in self.outs]
-        return sweep(grid, of_row, start, visit, finish, zeros, varying(leaves))
+        of_row = None if kinds is None else lambda i, columns: kinds(i, columns, *leaves)
+        return sweep(parts, of_row, start, visit, finish, sums, varying(leaves))
 
     def _kinds_of(self, own: Callable) -> Callable | None:
         """Returns ``kinds`` of a sum whose leaves are others, from which ``own`` finds these."""
         kinds = self.kinds
-        return None if kinds is None else lambda i, *leaves: kinds(i, *own(leaves))
+        if kinds is None:
+            return None
+        return lambda i, columns, *leaves: kinds(i, columns, *own(leaves))
 
     def tangent(self, moving: Sequence[int]) -> "_Sum":
         """Returns the sum whose operands are these and, after them, the tangents of ``moving``."""
@@ -204,10 +249,10 @@ class _Sum:
             of_lane = functools.partial(self.function, tile)
             return jax.vmap(of_lane, in_axes, axis_size=size)(*leaves)
 
-        def kinds(i, *leaves):
+        def kinds(i, columns, *leaves):
             def of_lane(*leaves):
                 assert self.kinds is not None
-                return agreed(self.kinds(i, *leaves))
+                return agreed(self.kinds(i, columns, *leaves))
 
             return jax.vmap(of_lane, in_axes, out_axes=None, axis_size=size)(*leaves)
 
@@ -222,7 +267,19 @@ class _Sum:
 def _accumulate(grid: Grid, x: Array, part: Array, axes: Axes, tile: Tile) -> Array:
     if axes == Axes():
         return x + part
-    return put(grid, x, cut(grid, x, axes, tile.i, tile.j) + part, axes, tile.i, tile.j)
+    return put(grid, x, cut(grid, x, axes, tile) + part, axes, tile)
+
+
+def split(every: Sequence[Any], flags: Sequence[bool]) -> tuple[list[Any], list[Any]]:
+    """Returns those whose flag is set, and the others."""
+    pairs = list(zip(every, flags, strict=True))
+    return [x for x, flag in pairs if flag], [x for x, flag in pairs if not flag]
+
+
+def join(some: Sequence[Any], others: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
+    """Returns what ``split`` had taken apart."""
+    flagged, rest = iter(some), iter(others)
+    return [next(flagged) if flag else next(rest) for flag in flags]
 
 
 tile_sum_p = Primitive("tile_sum")

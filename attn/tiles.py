@@ -3,6 +3,10 @@
 The T x S plane of queries and keys is cut into rectangles, the tiles, of which one exists at a
 time. An array is cut along its axis of queries, its axis of keys, both or neither.
 
+**Blocks.** A sequence that is spread over devices is made of blocks, of which each device holds
+some; a tile is within one block. (i, j) is where a tile stands in the whole plane, (row, column)
+where its parts stand in the arrays at hand.
+
 **Kinds.** A mask finds tiles empty, full or mixed. Empty ones are not visited at all, and a visit
 is told of full ones, so that it does no work for the mask there. A vmapped mask skips a tile that
 is empty for all; a tile on which they disagree is mixed.
@@ -10,6 +14,7 @@ is empty for all; a tile on which they disagree is mixed.
 Letters: T queries, S keys, i and j the indices of a tile, t and s its sides.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from attn.devices import vary
 
@@ -32,21 +37,65 @@ class Grid(NamedTuple):
     num_keys: int
     query_side: int
     key_side: int
+    blocks: int = 1
+    """Of equal length, that both sequences are made of."""
+
+    @property
+    def block(self) -> tuple[Any, Any]:
+        """How many queries and keys there are in a block."""
+        if self.blocks == 1:
+            return self.num_queries, self.num_keys
+        return self.num_queries // self.blocks, self.num_keys // self.blocks
+
+    @property
+    def per_block(self) -> tuple[Any, Any]:
+        """How many tiles of queries and of keys; the last may reach beyond the block."""
+        num_queries, num_keys = self.block
+        return ceil_div(num_queries, self.query_side), ceil_div(num_keys, self.key_side)
+
+    @property
+    def padded_block(self) -> tuple[Any, Any]:
+        """How many queries and keys there are in the tiles of a block."""
+        rows, columns = self.per_block
+        return rows * self.query_side, columns * self.key_side
 
     @property
     def counts(self) -> tuple[Any, Any]:
-        """How many tiles of queries and of keys; the last of each may reach beyond the range."""
-        return ceil_div(self.num_queries, self.query_side), ceil_div(self.num_keys, self.key_side)
+        """How many tiles of queries and of keys there are in all."""
+        rows, columns = self.per_block
+        return rows * self.blocks, columns * self.blocks
 
     @property
     def padded(self) -> tuple[Any, Any]:
         """How many queries and keys there are in all tiles."""
-        return self.counts[0] * self.query_side, self.counts[1] * self.key_side
+        rows, columns = self.counts
+        return rows * self.query_side, columns * self.key_side
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no tile reaches beyond its block."""
+        return self.padded_block == self.block
 
     def positions(self, i, j) -> tuple[Int[Array, "t"], Int[Array, "s"]]:
         """Returns the indices of the queries and of the keys of tile (i, j)."""
+        (first_query, first_key), (row, column) = self._starts(i, j)
         queries, keys = jnp.arange(self.query_side), jnp.arange(self.key_side)
-        return i * self.query_side + queries, j * self.key_side + keys
+        return first_query + row + queries, first_key + column + keys
+
+    def within(self, i, j) -> tuple[Bool[Array, "t"], Bool[Array, "s"]]:
+        """Returns which queries and keys of tile (i, j) are of its block, not beyond."""
+        _, (row, column) = self._starts(i, j)
+        num_queries, num_keys = self.block
+        queries, keys = jnp.arange(self.query_side), jnp.arange(self.key_side)
+        return row + queries < num_queries, column + keys < num_keys
+
+    def _starts(self, i, j) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Returns where the blocks of a tile begin, and where it begins in them."""
+        if self.blocks == 1:
+            return (0, 0), (i * self.query_side, j * self.key_side)
+        (rows, columns), (num_queries, num_keys) = self.per_block, self.block
+        blocks = i // rows * num_queries, j // columns * num_keys
+        return blocks, (i % rows * self.query_side, j % columns * self.key_side)
 
 
 def ceil_div(a: Any, b: int) -> Any:
@@ -96,6 +145,13 @@ class Axes(NamedTuple):
 
     query: int | None = None
     key: int | None = None
+    is_whole: bool = False
+    """Whether the axis of keys is that of all keys, also where the keys at hand are some."""
+
+    @property
+    def travels(self) -> bool:
+        """Whether the array belongs to keys alone, and goes round a ring with them."""
+        return self.query is None and self.key is not None and not self.is_whole
 
 
 QUERIES, KEYS, NEITHER = Axes(query=-1), Axes(key=-1), Axes()
@@ -107,10 +163,22 @@ class Tile(NamedTuple):
     i: Int[Array, ""] | int
     j: Int[Array, ""] | int
     is_full: bool
+    row: Int[Array, ""] | int
+    column: Int[Array, ""] | int
+
+
+class Part(NamedTuple):
+    """The tiles of which an array holds the queries, or the keys: all, in order, or these."""
+
+    count: Any
+    tiles: Int[Array, "count"] | None = None
+
+    def __getitem__(self, n) -> Any:
+        return n if self.tiles is None else self.tiles[n]
 
 
 def sweep(
-    grid: Grid,
+    parts: tuple[Part, Part],
     kinds: Callable | None,
     start,
     visit,
@@ -120,89 +188,121 @@ def sweep(
 ) -> Any:
     """Returns the carry after all tiles that are not empty, a row of tiles after another.
 
-        row = start(i)      row, carry = visit(tile, row, carry)      carry = finish(i, row, carry)
+        row = start()      row, carry = visit(tile, row, carry)      carry = finish(n, row, carry)
 
     Args:
-      grid: the tiles.
-      kinds: ``kinds(i)`` is the kind of every tile of a row, ``[number of key tiles]``; None if
-        all are full.
+      parts: the tiles of queries and of keys.
+      kinds: ``kinds(i, columns)`` is the kind of the tiles of row i in these columns; None if all
+        are full.
       start: gives what is carried along one row of tiles.
       visit: is called with a ``Tile``; traced twice, for full and for mixed tiles.
-      finish: ends a row.
+      finish: ends the n-th row at hand.
       carry: what is carried through all rows.
       axes: over which arrays vary inside ``jax.shard_map``; see ``attn.devices``.
     """
-    rows, columns = grid.counts
+    rows, columns = parts
 
-    def over_row(i, carry):
+    def over_row(n, carry):
+        i = rows[n]
+
         def visits(is_full, at):
-            return lambda n, state: visit(Tile(i, at(n), is_full), *state)
+            def of(m, state):
+                column = at(m)
+                return visit(Tile(i, columns[column], is_full, n, column), *state)
 
-        state = vary(start(i), axes), carry
+            return of
+
+        state = vary(start(), axes), carry
         if kinds is None:
-            return finish(i, *_repeat(0, columns, visits(True, lambda n: n), state))
-        if rows == columns == 1:
-            return finish(i, *visit(Tile(i, 0, False), *state))
-        kind = agreed(kinds(i))
+            return finish(n, *_repeat(0, columns.count, visits(True, lambda m: m), state))
+        if rows.count == columns.count == 1:
+            return finish(n, *visits(False, lambda m: m)(0, state))
+        kind = agreed(kinds(i, columns[jnp.arange(columns.count)]))
         order = jnp.argsort(kind)
         num_full, num_mixed = (jnp.sum(kind == which) for which in (FULL, MIXED))
-        state = lax.fori_loop(0, num_full, visits(True, lambda n: order[n]), state)
+        state = lax.fori_loop(0, num_full, visits(True, lambda m: order[m]), state)
         state = lax.fori_loop(
-            num_full, num_full + num_mixed, visits(False, lambda n: order[n]), state
+            num_full, num_full + num_mixed, visits(False, lambda m: order[m]), state
         )
-        return finish(i, *state)
+        return finish(n, *state)
 
-    return _repeat(0, rows, over_row, vary(carry, axes))
+    return _repeat(0, rows.count, over_row, vary(carry, axes))
 
 
 def _repeat(first: int, last: Any, body: Callable, carry: Any) -> Any:
     return body(first, carry) if last - first == 1 else lax.fori_loop(first, last, body, carry)
 
 
-def cut(grid: Grid, x: Array, axes: Axes, i, j) -> Array:
-    """Returns the part of a padded array that belongs to tile (i, j)."""
-    for axis, index, side in _cuts(grid, axes, i, j):
+def cut(grid: Grid, x: Array, axes: Axes, tile: Tile) -> Array:
+    """Returns the part of a padded array that belongs to a tile."""
+    for axis, index, side in _cuts(grid, axes, tile):
         x = lax.dynamic_slice_in_dim(x, index * side, side, axis)
     return x
 
 
-def put(grid: Grid, x: Array, part: Array, axes: Axes, i, j) -> Array:
-    """Returns the padded array with the part of tile (i, j) written where it stands."""
+def put(grid: Grid, x: Array, part: Array, axes: Axes, tile: Tile) -> Array:
+    """Returns the padded array with the part of a tile written where it stands."""
     start = [0] * x.ndim
-    for axis, index, side in _cuts(grid, axes, i, j):
+    for axis, index, side in _cuts(grid, axes, tile):
         start[axis] = index * side
     return lax.dynamic_update_slice(x, part, start)
 
 
-def _cuts(grid: Grid, axes: Axes, i, j) -> Iterator[tuple[int, Any, int]]:
+def _cuts(grid: Grid, axes: Axes, tile: Tile) -> Iterator[tuple[int, Any, int]]:
     """Yields every axis that is cut, with the index of the tile along it and its side."""
     if axes.query is not None:
-        yield axes.query, i, grid.query_side
+        yield axes.query, tile.row, grid.query_side
     if axes.key is not None:
-        yield axes.key, j, grid.key_side
+        yield axes.key, tile.j if axes.is_whole else tile.column, grid.key_side
 
 
 def pad(grid: Grid, x: Array, axes: Axes) -> Array:
-    """Returns the array with zeros up to the end of the last tile."""
-    widths = [(0, 0)] * x.ndim
-    for axis, index, side in _cuts(grid, axes, *grid.counts):
-        widths[axis] = (0, index * side - x.shape[axis])
-    return jnp.pad(x, widths) if any(after != 0 for _, after in widths) else x
+    """Returns the array with zeros after every block, up to the end of its last tile."""
+    for axis, length, padded in zip(axes[:2], grid.block, grid.padded_block, strict=True):
+        if axis is not None and length != padded:
+            x = _by_block(x, axis, length, functools.partial(_extend, by=padded - length))
+    return x
+
+
+def crop(grid: Grid, x: Array, axes: Axes) -> Array:
+    """Returns a padded array without what is beyond its blocks."""
+    for axis, length, padded in zip(axes[:2], grid.block, grid.padded_block, strict=True):
+        if axis is not None and length != padded:
+            cut_off = functools.partial(lax.slice_in_dim, start_index=0, limit_index=length)
+            x = _by_block(x, axis, padded, cut_off)
+    return x
+
+
+def _by_block(x: Array, axis: int, length: Any, change: Callable) -> Array:
+    """Returns the array with every block of that length along an axis changed."""
+    axis %= x.ndim
+    if x.shape[axis] == length:
+        return change(x, axis=axis)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    blocks = change(jnp.reshape(x, (*before, -1, length, *after)), axis=axis + 1)
+    return jnp.reshape(blocks, (*before, -1, *after))
+
+
+def _extend(x: Array, axis: int, by: Any) -> Array:
+    return jnp.pad(x, [(0, by if n == axis else 0) for n in range(x.ndim)])
 
 
 def part_shape(grid: Grid, x: Any, axes: Axes) -> tuple[Any, ...]:
     """Returns the shape of the part of one tile."""
+    return _shape(x, axes, (grid.query_side, grid.key_side))
+
+
+def whole_shape(grid: Grid, part: Any, axes: Axes, counts: tuple[Any, Any]) -> tuple[Any, ...]:
+    """Returns the shape of an array of so many tiles at hand from that of the part of one."""
+    rows, columns = counts[0], grid.counts[1] if axes.is_whole else counts[1]
+    return _shape(part, axes, (rows * grid.query_side, columns * grid.key_side))
+
+
+def _shape(x: Any, axes: Axes, lengths: tuple[Any, Any]) -> tuple[Any, ...]:
     shape = list(x.shape)
-    for axis, _, side in _cuts(grid, axes, 0, 0):
-        shape[axis] = side
-    return tuple(shape)
-
-
-def whole_shape(grid: Grid, part: Any, axes: Axes) -> tuple[Any, ...]:
-    """Returns the shape of the padded array from that of the part of one tile."""
-    shape = list(part.shape)
-    for axis, index, side in _cuts(grid, axes, *grid.counts):
-        shape[axis] = index * side
+    for axis, length in zip(axes[:2], lengths, strict=True):
+        if axis is not None:
+            shape[axis] = length
     return tuple(shape)
 
 

@@ -122,7 +122,7 @@ FROM_THE_GROUND_UP = (
         "dropout",
     ),
     *("fields", "mask_algebra", "masks", "scores", "reference"),
-    *("products", "tiles", "tile_sum", "plan", "blockwise"),
+    *("products", "tiles", "spread", "tile_sum", "plan", "blockwise"),
     *(
         "arguments",
         "dot_product",
@@ -131,6 +131,7 @@ FROM_THE_GROUND_UP = (
         "figures",
         "diagnostics",
         "explanation",
+        "sharded",
         "testing",
     ),
     *("multi_head", "__init__"),
@@ -170,7 +171,7 @@ def test_modules_build_on_those_below(path):
     for name in imports(path):
         if is_under(name, ["attn"]):
             assert is_under(name, allowed), f"{path.name} imports {name}"
-            chooses = ("dot_product", "maps", "figures", "explanation")
+            chooses = ("dot_product", "maps", "figures", "explanation", "sharded")
             knows = is_under(name, ["attn.reference", "attn.blockwise"])
             assert not knows or module in chooses, f"{path.name} imports {name}"
         assert module == "multi_head" or not is_under(name, ["flax"])

@@ -1,0 +1,296 @@
+"""Attention over a sequence that is spread over the devices of a mesh axis.
+
+Each of n devices has a share of the queries, keys and values, and returns its share of the output;
+what it returns is what one device would of the whole sequence, to rounding, and so are derivatives
+of every order. Masks, scores, dropout and lengths are of the whole sequence: their indices are
+those of its tokens, wherever these are.
+
+    method        what moves in a pass               memory a device   it needs
+    ring          keys and values, n times a share   a share           n divides T and S
+    gather        keys and values, once              all keys          the same
+    all_to_all    everything, once, and back         a share           n divides N; K a multiple
+                                                                       of n, or n one of K
+
+``ring`` sends the next keys while it computes with these (Liu et al., arXiv 2310.01889).
+``gather`` suits few key heads. ``all_to_all`` spreads the heads for as long as the call takes
+(Jacobs et al., arXiv 2309.14509). All leave out the tiles that a mask finds empty, so under a
+causal mask the shares of ``ring`` and ``gather`` are of unequal work, the last device's twice the
+mean; placed in a zig-zag (``place``) they are of equal work, at every step.
+
+Letters: ``*B`` leading axes, T queries and S keys of the whole sequence, n devices, N query heads,
+K key heads, H head width, V value width.
+"""
+
+from typing import Any, Literal, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from attn import arguments, devices, softmax_state
+from attn.blockwise import blockwise_attention
+from attn.dot_product import Options
+from attn.masks import Mask
+from attn.spread import Heads, Ring
+
+Method = Literal["ring", "gather", "all_to_all"]
+Placement = Literal["contiguous", "zigzag"]
+
+
+def dot_product_attention(
+    query: Float[Array, "*B T/n N H"],
+    key: Float[Array, "*B S/n K H"],
+    value: Float[Array, "*B S/n K V"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Bool[Array, "..."] | Mask | None = None,
+    *,
+    axis_name: str,
+    mesh: Mesh | None = None,
+    method: Method = "ring",
+    placement: Placement = "contiguous",
+    sinks: Float[Array, "..."] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: Array | None = None,
+    return_residual: bool = False,
+    **options: Unpack[Options],
+) -> Float[Array, "*B T/n N V"] | tuple[Float[Array, "*B T/n N V"], Float[Array, "*B T/n N"]]:
+    """Returns this device's share of ``attn.dot_product_attention`` over the whole sequence.
+
+    To be called inside ``jax.shard_map``, with the shares of this device; or, with a ``mesh``, on
+    whole arrays, also under ``jit``: then the sequence is spread over that axis, and other axes
+    stay as they are cut.
+
+    Cost: the time of the whole, over n devices; memory as the module docstring says, in every
+    derivative too.
+
+    Args:
+      query: this device's queries.
+      key: this device's keys.
+      value: this device's values.
+      bias: as in ``attn.dot_product_attention``; this device's rows of all columns.
+      mask: as there, of the whole sequence.
+      axis_name: the mesh axis over which the sequence is spread.
+      mesh: of the axis, if the arrays are whole; None inside ``jax.shard_map``.
+      method: see the module docstring.
+      placement: ``"contiguous"``: device d has the d-th n-th of the sequence; ``"zigzag"``: as
+        ``place`` has it.
+      sinks: as there.
+      dropout_rate: as there.
+      dropout_rng: as there; the same weights are dropped as on one device.
+      return_residual: as there.
+      **options: as there; lengths, windows and scores are of the whole sequence.
+
+    Raises:
+      ValueError: for an axis that is not there, a sequence or heads that cannot be spread over it,
+        and as ``attn.dot_product_attention`` does.
+      TypeError: as there.
+
+    Example:
+      >>> import attn, jax
+      >>> mesh = jax.make_mesh((1,), ("sequence",))
+      >>> x = jax.random.normal(jax.random.key(0), (2, 16, 4, 8))
+      >>> spread = {"axis_name": "sequence", "mesh": mesh}
+      >>> attn.sharded.dot_product_attention(x, x, x, is_causal=True, **spread).shape
+      (2, 16, 4, 8)
+    """
+    arguments.check_choice("method", method, Method.__args__)
+    arguments.check_choice("placement", placement, Placement.__args__)
+    query, key, value = arguments.arrays(query=query, key=key, value=value)
+    others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
+    settings = axis_name, method, placement == "zigzag"
+    if mesh is None:
+        found = _of_device(settings, query, key, value, bias, mask, options | others)
+    else:
+        found = _over_mesh(mesh, settings, query, key, value, bias, mask, options | others)
+    return found if return_residual else found[0]
+
+
+def place(x: Array, num_devices: int, axis: int = -3) -> Array:
+    """Returns the array with an axis in zig-zag: device d gets blocks d and 2 n - 1 - d of 2 n.
+
+    >>> import numpy as np
+    >>> place(np.arange(8), num_devices=2, axis=0).tolist()
+    [0, 1, 6, 7, 2, 3, 4, 5]
+
+    Args:
+      x: whole.
+      num_devices: n.
+      axis: of the sequence; its length must be a multiple of 2 n.
+    """
+    return jnp.take(x, jnp.asarray(_order(x.shape[axis], num_devices)), axis=axis)
+
+
+def restore(x: Array, num_devices: int, axis: int = -3) -> Array:
+    """Returns what ``place`` was given."""
+    order = np.argsort(_order(x.shape[axis], num_devices))
+    return jnp.take(x, jnp.asarray(order), axis=axis)
+
+
+def _order(length: int, num_devices: int) -> np.ndarray:
+    """Returns which token stands where in a zig-zag."""
+    if length % (2 * num_devices):
+        raise ValueError(
+            f"x has length {length}; expected a multiple of {2 * num_devices}, two blocks for each "
+            f"of {num_devices} devices"
+        )
+    blocks = np.arange(length).reshape(2 * num_devices, -1)
+    pairs = [blocks[[device, -1 - device]] for device in range(num_devices)]
+    return np.concatenate(pairs).ravel()
+
+
+def _over_mesh(
+    mesh: Mesh,
+    settings: tuple[str, Method, bool],
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Any,
+    mask: Any,
+    options: dict[str, Any],
+) -> tuple[Array, Array]:
+    """Returns output and log-sum-exp of whole arrays."""
+    axis = settings[0]
+    if axis not in mesh.axis_names:
+        known = ", ".join(map(repr, mesh.axis_names))
+        raise ValueError(f"axis_name is {axis!r}; expected an axis of the mesh: {known}")
+    size = mesh.shape[axis]
+    for name, x in (("query", query), ("key", key)):
+        if x.shape[-3] % size:
+            raise ValueError(
+                f"{name} has shape {x.shape}; expected a sequence whose length is a multiple of "
+                f"{size}, the size of axis {axis!r}"
+            )
+
+    def rows(x: Array, at: int) -> PartitionSpec:
+        return PartitionSpec(*(axis if n == x.ndim + at else None for n in range(x.ndim)))
+
+    of_bias = PartitionSpec()
+    if bias is not None:
+        bias = arguments.resolve(query, key, bias, None).bias
+        of_bias = rows(bias, -2) if bias.shape[-2] != 1 else PartitionSpec()
+    is_array = lambda x: hasattr(x, "dtype")  # noqa: E731
+    leaves, tree = jax.tree.flatten((mask, options))
+    arrays = [x for x in leaves if is_array(x)]
+
+    def of_device(query, key, value, bias, arrays):
+        arrays = iter(arrays)
+        every = [next(arrays) if is_array(x) else x for x in leaves]
+        mask, options = jax.tree.unflatten(tree, every)
+        return _of_device(settings, query, key, value, bias, mask, options)
+
+    in_specs = rows(query, -3), rows(key, -3), rows(value, -3), of_bias, PartitionSpec()
+    out_specs = rows(query, -3), PartitionSpec(*rows(query, -3)[:-1])
+    if not getattr(mesh, "explicit_axes", ()):
+        spread = jax.shard_map(
+            of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={axis}
+        )
+        return spread(query, key, value, bias, arrays)
+    # Types say how arrays are cut: this one axis is, and in between XLA sees to the others.
+    query, key, value, bias = (
+        x if x is None else devices.cut(x, mesh, spec)
+        for x, spec in zip((query, key, value, bias), in_specs, strict=False)
+    )
+    spread = jax.shard_map(of_device, in_specs=in_specs, out_specs=out_specs, axis_names={axis})
+    every = query, key, value, bias, arrays
+    return devices.automatic(lambda *every: spread(*every), query, query.ndim - 1, *every)
+
+
+def _of_device(
+    settings: tuple[str, Method, bool],
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Any,
+    mask: Any,
+    options: dict[str, Any],
+) -> tuple[Array, Array]:
+    """Returns this device's share of output and log-sum-exp."""
+    axis, method, is_zigzag = settings
+    size = _size_of(axis)
+    logits, rate, rng = (options.pop(k) for k in ("sinks", "dropout_rate", "dropout_rng"))
+    whole_query, whole_key = _whole(query, size), _whole(key, size)
+    resolved = arguments.resolve(whole_query, whole_key, None, mask, **options)
+    resolved = arguments.dropped(resolved, rate, rng)
+    bias = arguments.resolve(query, whole_key, bias, None).bias
+    if is_zigzag:
+        for name, x in (("query", query), ("key", key)):
+            if x.shape[-3] % 2:
+                raise ValueError(
+                    f"{name} has shape {x.shape}; expected an even share of the sequence, for a "
+                    "zig-zag is of two blocks a device"
+                )
+    ring = Ring(axis, size, is_zigzag, is_gathered=method == "gather")
+    arrays = query, key, value, resolved._replace(bias=bias)
+    arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
+    attend = _over_heads if method == "all_to_all" else _over_keys
+    output, lse = attend(ring, *arrays)
+    if logits is not None:
+        logits = arguments.sinks_of(logits, query)
+        output, lse = softmax_state.with_sink(output, lse, logits)
+    return output.astype(query.dtype), lse
+
+
+def _whole(share: Array, size: int) -> Any:
+    """Returns shape and dtype of the array of which this is a share."""
+    *batch, length, heads, width = share.shape
+    return jax.ShapeDtypeStruct((*batch, length * size, heads, width), share.dtype)
+
+
+def _size_of(axis: Any) -> int:
+    try:
+        return lax.axis_size(axis)
+    except NameError:
+        raise ValueError(
+            f"axis_name is {axis!r}; expected an axis of the jax.shard_map around this call, or a "
+            "mesh beside it"
+        ) from None
+
+
+def _over_keys(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+    """Attends with the queries of this device to keys that travel, or to all, gathered."""
+    if ring.is_gathered:
+        gather = lambda x: lax.all_gather(x, ring.axis, axis=x.ndim - 3, tiled=True)  # noqa: E731
+        key, value = gather(key), gather(value)
+    return blockwise_attention(query, key, value, *resolved, spread=ring)
+
+
+def _over_heads(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+    """Attends with some heads to the whole sequence, between two exchanges of all with all."""
+    size, num_heads, num_key_heads = ring.size, query.shape[-2], key.shape[-2]
+    if num_heads % size:
+        raise ValueError(
+            f"query has N = {num_heads} heads; expected a multiple of {size}, the size of axis "
+            f"{ring.axis!r}, for all_to_all"
+        )
+    if num_key_heads % size and size % num_key_heads:
+        raise ValueError(
+            f"key has K = {num_key_heads} heads; expected a multiple or a divisor of {size}, the "
+            f"size of axis {ring.axis!r}, for all_to_all"
+        )
+    if num_key_heads < size:
+        key, value = (jnp.repeat(x, size // num_key_heads, axis=-2) for x in (key, value))
+
+    def to_heads(x, heads=-2, rows=-3):
+        x = lax.all_to_all(x, ring.axis, x.ndim + heads, x.ndim + rows, tiled=True)
+        return restore(x, size, rows) if ring.is_zigzag else x
+
+    def to_rows(x, heads, rows):
+        x = place(x, size, rows) if ring.is_zigzag else x
+        return lax.all_to_all(x, ring.axis, x.ndim + rows, x.ndim + heads, tiled=True)
+
+    share, bias = Heads(ring.axis, size), resolved.bias
+    if bias is not None and bias.shape[-2] == 1:
+        bias = share.of_array(bias, num_heads // size)
+    elif bias is not None and bias.shape[-3] == 1:
+        bias = lax.all_gather(bias, ring.axis, axis=bias.ndim - 2, tiled=True)
+        bias = restore(bias, size, -2) if ring.is_zigzag else bias
+    elif bias is not None:
+        bias = to_heads(bias, heads=-3, rows=-2)
+    mask = share.of_mask(resolved.mask, num_heads // size)
+    resolved = resolved._replace(bias=bias, mask=mask)
+    query, key, value = map(to_heads, (query, key, value))
+    output, lse = blockwise_attention(query, key, value, *resolved, spread=share)
+    return to_rows(output, heads=-2, rows=-3), to_rows(lse, heads=-1, rows=-2)

@@ -1,0 +1,127 @@
+"""A call spread over the devices of a mesh axis: a ring of shares of the sequence, or of heads.
+
+**Ring.** Device d of n holds the d-th of n equal blocks of the sequence, or, placed in a zig-zag,
+the d-th and the d-th from the end of 2 n, so that causal work is the same on all of them at every
+step. Queries stay. Keys, and what is summed for them, go from device to device, and are where they
+began after n steps; what a device computes from the keys at hand it computes while the next are on
+their way. No device ever holds more than a few n-ths of anything.
+
+**Heads.** Each device has the whole sequence, and the d-th n-th of the heads.
+
+Ring attention: Liu et al., arXiv 2310.01889; balanced by placement: Brandon et al., arXiv
+2311.09431, and the zig-zag of Llama 3, arXiv 2407.21783, section 3.3.2.
+
+Letters: n devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from attn.masks import Dense, Mask
+from attn.tiles import Grid, Part, TileSizes, grid_of
+
+
+class Ring(NamedTuple):
+    """How a sequence is spread over an axis of a mesh; to be used inside ``jax.shard_map``."""
+
+    axis: str
+    size: int
+    """n, of devices along the axis."""
+    is_zigzag: bool = False
+    is_gathered: bool = False
+    """Whether each device has all keys at hand, those of device 0 first, and none travel."""
+
+    @property
+    def held(self) -> int:
+        """How many blocks a device holds."""
+        return 2 if self.is_zigzag else 1
+
+    @property
+    def blocks(self) -> int:
+        """How many there are in all."""
+        return self.held * self.size
+
+    def blocks_of(self, device: Any) -> list[Any]:
+        """Returns which blocks a device holds, in order."""
+        return [device, self.blocks - 1 - device] if self.is_zigzag else [device]
+
+    def grid_of(self, num_queries: int, num_keys: int, most: TileSizes) -> Grid:
+        """Returns the grid of the whole sequence, from the queries and keys that are at hand."""
+        lengths = num_queries * self.size, num_keys * (1 if self.is_gathered else self.size)
+        block = grid_of(lengths[0] // self.blocks, lengths[1] // self.blocks, most)
+        return Grid(*lengths, block.query_side, block.key_side, self.blocks)
+
+    def counts(self, grid: Grid) -> tuple[Any, Any]:
+        """Returns how many tiles of queries and of keys a device has at hand."""
+        rows, columns = grid.counts
+        return rows // self.size, columns if self.is_gathered else columns // self.size
+
+    def parts(self, grid: Grid, device: Any) -> tuple[Part, Part]:
+        """Returns the tiles of queries of this device, and of keys of the given one (or of all)."""
+        rows, columns = grid.per_block
+        devices = range(self.size) if self.is_gathered else [device]
+        return (
+            _tiles(self.blocks_of(lax.axis_index(self.axis)), rows),
+            _tiles([block for n in devices for block in self.blocks_of(n)], columns),
+        )
+
+    def around(self, visit: Callable, keys: Any, carry: Any, sums: Any) -> tuple[Any, Any]:
+        """Returns what is carried, and what is summed for keys, after the keys of all devices.
+
+            carry, summands = visit(device, keys, carry)      sums = sums + summands
+
+        ``keys`` and ``sums``, pytrees, travel: after each visit they are those of the next device.
+        """
+        here, n = lax.axis_index(self.axis), self.size
+
+        def send(tree):
+            hops = [(k, (k + 1) % n) for k in range(n)]
+            return jax.tree.map(lambda x: lax.ppermute(x, self.axis, hops), tree)
+
+        def step(k, state):
+            keys, carry, sums = state
+            sent = send(keys)
+            carry, summands = visit((here - k) % n, keys, carry)
+            return sent, carry, send(jax.tree.map(jnp.add, sums, summands))
+
+        _, carry, sums = lax.fori_loop(0, n, step, (keys, carry, sums))
+        return carry, sums
+
+
+class Heads(NamedTuple):
+    """How heads are spread over an axis of a mesh; to be used inside ``jax.shard_map``."""
+
+    axis: str
+    size: int
+
+    def first(self, num_heads: int) -> Any:
+        """Returns the first of the heads of this device, which has so many."""
+        return lax.axis_index(self.axis) * num_heads
+
+    def of_array(self, x: Array, num_heads: int) -> Array:
+        """Returns the heads of this device, of ``[..., N, T, S]`` with all or with 1."""
+        if x.ndim < 3 or x.shape[-3] != num_heads * self.size or self.size == 1:
+            return x
+        return lax.dynamic_slice_in_dim(x, self.first(num_heads), num_heads, axis=-3)
+
+    def of_mask(self, mask: Mask | None, num_heads: int) -> Mask | None:
+        """Returns the mask with the heads of this device in its arrays that have all."""
+
+        def is_dense(x):
+            return isinstance(x, Dense)
+
+        def of_leaf(x):
+            return Dense(self.of_array(jnp.asarray(x.array), num_heads)) if is_dense(x) else x
+
+        return jax.tree.map(of_leaf, mask, is_leaf=is_dense)
+
+
+def _tiles(blocks: list[Any], count: int) -> Part:
+    """Returns the tiles of some blocks, of ``count`` tiles each."""
+    tiles: Int[Array, "tiles"] = jnp.concatenate([n * count + jnp.arange(count) for n in blocks])
+    return Part(len(blocks) * count, tiles)

@@ -1,0 +1,290 @@
+"""A sequence spread over devices: the numbers of one, at every transform, by every method."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import attn
+from attn import masks, scores, sharded
+from tests.attn.cases import assert_close, jit
+
+B, T, N, K, H, V = 2, 48, 8, 4, 5, 3
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "query": RNG.normal(size=(B, T, N, H)),
+    "key": RNG.normal(size=(B, T, K, H)),
+    "value": RNG.normal(size=(B, T, K, V)),
+}
+IDS = np.sort(RNG.integers(0, 5, (B, T)))
+ROWS = RNG.normal(size=(B, N, T, T))
+
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "segments, window": {
+        "mask": masks.Segments(IDS) & masks.Window(9, 2),
+        "key_value_seq_lengths": np.array([48, 31]),
+    },
+    "dense": {"mask": masks.Causal() | masks.Dense(ROWS > 1)},
+    "functions": {
+        "mask": masks.Where(lambda at: (at.query + at.key + at.head) % 3 != 0),
+        "score": lambda score, at, slopes: (
+            score * jnp.cos(slopes[at.head]) - slopes[at.head] * jnp.abs(at.query - at.key)
+        ),
+        "score_params": np.linspace(0.1, 1.0, N),
+    },
+    "scores, sinks": {
+        "is_causal": True,
+        "score": scores.Chain(scores.SoftCap(2.0), scores.ALiBi(np.linspace(0.1, 1.0, N))),
+        "sinks": RNG.normal(size=N),
+    },
+    "dropout": {"dropout_rate": 0.3, "dropout_rng": jax.random.key(3)},
+}
+"""Of calls; what they hold is of the whole sequence."""
+BIASES = {"none": None, "all": ROWS, "keys": ROWS[:1, :, :1], "one head": ROWS[:, :1]}
+METHODS = [*itertools.product(("ring", "gather", "all_to_all"), ("contiguous", "zigzag"))]
+
+
+def mesh_of(size, kind=AxisType.Auto):
+    return jax.make_mesh((size,), ("sequence",), axis_types=(kind,))
+
+
+def spread(size, method, placement, **options):
+    """Returns attention to the whole sequence by devices that have a share of it each."""
+    is_zigzag = placement == "zigzag"
+    rows = P(None, "sequence")
+
+    def of_whole(query, key, value, bias):
+        def of_device(query, key, value, bias):
+            return sharded.dot_product_attention(
+                query,
+                key,
+                value,
+                bias,
+                axis_name="sequence",
+                method=method,
+                placement=placement,
+                return_residual=True,
+                **options,
+            )
+
+        of_bias = P()
+        if bias is not None and bias.shape[-2] > 1:
+            of_bias = P(None, None, "sequence")
+            bias = sharded.place(bias, size, -2) if is_zigzag else bias
+        if is_zigzag:
+            query, key, value = (sharded.place(x, size) for x in (query, key, value))
+        output, lse = jax.shard_map(
+            of_device,
+            mesh=mesh_of(size),
+            in_specs=(rows, rows, rows, of_bias),
+            out_specs=(rows, rows),
+        )(query, key, value, bias)
+        if is_zigzag:
+            output, lse = sharded.restore(output, size), sharded.restore(lse, size, -2)
+        return output, lse
+
+    return of_whole
+
+
+def laws(attend, primals):
+    """Returns value, gradient, Hessian-vector product and gradient of a gradient."""
+
+    def loss(primals):
+        output, lse = attend(*primals)
+        return jnp.sum(jnp.sin(output)) + jnp.sum(jnp.tanh(lse))
+
+    def squared(primals):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(loss)(primals)))
+
+    tangents = jax.tree.map(jnp.cos, primals)
+    value = attend(*primals)
+    return value, *jax.jvp(jax.grad(loss), (primals,), (tangents,)), jax.grad(squared)(primals)
+
+
+@functools.cache
+def expected(name, bias):
+    attend = functools.partial(
+        attn.dot_product_attention,
+        implementation="reference",
+        return_residual=True,
+        **OPTIONS[name],
+    )
+    return jit(functools.partial(laws, attend))((*ARRAYS.values(), BIASES[bias]))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("method", "placement"), METHODS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_shares_add_up_to_the_whole(name, method, placement):
+    attend = spread(4, method, placement, **OPTIONS[name])
+    found = jit(functools.partial(laws, attend))((*ARRAYS.values(), None))
+    assert_close(found, expected(name, "none"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("method", "placement"), METHODS)
+@pytest.mark.parametrize("bias", list(BIASES)[1:])
+def test_a_bias_is_the_rows_of_a_device(bias, method, placement):
+    attend = spread(4, method, placement, **OPTIONS["causal"])
+    found = jit(functools.partial(laws, attend))((*ARRAYS.values(), BIASES[bias]))
+    assert_close(found, expected("causal", bias), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize(("method", "placement"), METHODS)
+def test_any_number_of_devices(size, method, placement):
+    """Of 8 devices, which have one tile each, four hold each of the 4 key heads for all_to_all."""
+    name = "segments, window"
+    attend = spread(size, method, placement, **OPTIONS[name])
+    found = jit(functools.partial(laws, attend))((*ARRAYS.values(), None))
+    assert_close(found, expected(name, "none"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("method", ["ring", "gather", "all_to_all"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_whole_arrays_on_a_mesh(name, method, kind):
+    """The rows are cut over another axis, which the call leaves as it is."""
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(kind,) * 2)
+    attend = functools.partial(
+        sharded.dot_product_attention,
+        axis_name="sequence",
+        mesh=mesh,
+        method=method,
+        return_residual=True,
+        **OPTIONS[name],
+    )
+    cut = jax.NamedSharding(mesh, P("data", "sequence"))
+    primals = (*(jax.device_put(x, cut) for x in ARRAYS.values()), None)
+    output, lse = jit(attend)(*primals)
+    assert output.sharding.is_equivalent_to(cut, output.ndim)
+    assert lse.sharding.is_equivalent_to(cut, lse.ndim)
+    found = jit(functools.partial(laws, attend))(primals)
+    assert_close(found, expected(name, "none"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_under_vmap():
+    """Over three sets of queries, the keys the same."""
+    queries = RNG.normal(size=(3, B, T, N, H))
+    _, *others = ARRAYS.values()
+    shares = spread(4, "ring", "zigzag", is_causal=True)
+    whole = functools.partial(
+        attn.dot_product_attention, is_causal=True, implementation="reference", return_residual=True
+    )
+    found, expected = (
+        jit(jax.vmap(lambda query, f=f: laws(f, (query, *others, None))))(queries)
+        for f in (shares, whole)
+    )
+    assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_low_precision_is_that_of_one_device():
+    x = [jnp.asarray(a, jnp.bfloat16) for a in ARRAYS.values()]
+    attend = functools.partial(attn.dot_product_attention, is_causal=True, return_residual=True)
+    output, lse = jit(lambda *x: spread(4, "ring", "contiguous", is_causal=True)(*x, None))(*x)
+    assert output.dtype == jnp.bfloat16
+    assert lse.dtype == jnp.float32
+    assert_close((output, lse), jit(attend)(*x), rtol=1e-2, atol=1e-2)
+
+
+def gradient(attend, *x):
+    return jax.grad(lambda *y: jnp.sum(jnp.sin(attend(*y))), argnums=range(len(x)))(*x)
+
+
+def compiled(derivative, method, num_tokens, size=4):
+    mesh = mesh_of(size)
+    cut = jax.NamedSharding(mesh, P(None, "sequence"))
+    x = jax.ShapeDtypeStruct((1, num_tokens, 4, 16), jnp.float32, sharding=cut)
+    attend = functools.partial(
+        sharded.dot_product_attention,
+        axis_name="sequence",
+        mesh=mesh,
+        method=method,
+        is_causal=True,
+    )
+    return jax.jit(functools.partial(derivative, attend)).lower(x, x, x).compile()
+
+
+@pytest.mark.parametrize("method", ["ring", "gather", "all_to_all"])
+def test_memory_is_linear_and_keys_move_as_said(method):
+    few, many = (compiled(gradient, method, n) for n in (4096, 8192))
+    few_bytes, many_bytes = (x.memory_analysis().temp_size_in_bytes for x in (few, many))
+    assert many_bytes < 2.4 * few_bytes
+    moves = {
+        "ring": {"collective-permute"},
+        "gather": {"all-gather", "reduce-scatter"},
+        "all_to_all": {"all-to-all"},
+    }
+    text = few.as_text()
+    for name in set.union(*moves.values(), {"all-reduce"}):
+        assert (f" {name}(" in text or f" {name}-start(" in text) == (name in moves[method]), name
+
+
+def test_a_zig_zag_gives_every_device_the_same_work():
+    """Of a causal map of 2 n blocks a side, n devices and n steps: so many pairs of blocks each."""
+    size = 4
+    order = np.asarray(sharded.place(np.arange(2 * size), size, axis=0)).reshape(size, 2)
+    work = [
+        [np.sum(queries[:, None] >= keys) for keys in (order[(d - k) % size] for k in range(size))]
+        for d, queries in enumerate(order)
+    ]
+    assert np.ptp(work, axis=0).tolist() == [0] * size
+    x = np.arange(24).reshape(2, 12)
+    np.testing.assert_array_equal(sharded.restore(sharded.place(x, 3, 1), 3, 1), x)
+
+
+X = np.zeros((2, 12, 4, 8), np.float32)
+WRONG = [
+    ({"axis_name": "rows"}, "axis_name is 'rows'; expected an axis of the mesh: 'sequence'"),
+    ({"method": "rings"}, "method is 'rings'; expected one of 'ring', 'gather', 'all_to_all'"),
+    ({"placement": "striped"}, "placement is 'striped'; expected one of 'contiguous', 'zigzag'"),
+    (
+        {"query": X[:, :10]},
+        "query has shape (2, 10, 4, 8); expected a sequence whose length is a multiple of 4, the "
+        "size of axis 'sequence'",
+    ),
+    (
+        {"placement": "zigzag"},
+        "query has shape (2, 3, 4, 8); expected an even share of the sequence, for a zig-zag is of "
+        "two blocks a device",
+    ),
+    (
+        {"method": "all_to_all", "query": X[:, :, :3], "key": X[:, :, :1], "value": X[:, :, :1]},
+        "query has N = 3 heads; expected a multiple of 4, the size of axis 'sequence', for "
+        "all_to_all",
+    ),
+    (
+        {"method": "all_to_all", "query": np.zeros((2, 12, 12, 8), np.float32)}
+        | {name: np.zeros((2, 12, 3, 8), np.float32) for name in ("key", "value")},
+        "key has K = 3 heads; expected a multiple or a divisor of 4, the size of axis 'sequence', "
+        "for all_to_all",
+    ),
+    ({"bias": np.zeros((4, 7, 12), np.float32)}, "bias has shape (4, 7, 12)"),
+    ({"mask": masks.Segments(np.zeros((2, 3), int))}, "mask Segments.query has shape (2, 3)"),
+    ({"window": 3}, "window is no option"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_does_not_fit_is_named(wrong, message):
+    call = {"query": X, "key": X, "value": X, "axis_name": "sequence", "mesh": mesh_of(4)}
+    with pytest.raises((ValueError, TypeError)) as caught:
+        sharded.dot_product_attention(**call | wrong)
+    assert message in str(caught.value)
+
+
+def test_outside_of_a_mesh_the_axis_is_named():
+    with pytest.raises(ValueError, match=r"'sequence'; expected an axis of the jax\.shard_map"):
+        sharded.dot_product_attention(X, X, X, axis_name="sequence")
+    with pytest.raises(ValueError, match="x has length 6; expected a multiple of 4"):
+        sharded.place(np.arange(6), 2, axis=0)
