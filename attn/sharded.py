@@ -189,10 +189,10 @@ def _over_mesh(
         )
         return spread(query, key, value, bias, arrays)
     # Types say how arrays are cut: this one axis is, and in between XLA sees to the others.
-    query, key, value, bias = (
-        x if x is None else devices.cut(x, mesh, spec)
-        for x, spec in zip((query, key, value, bias), in_specs, strict=False)
+    query, key, value = (
+        devices.cut(x, mesh, spec) for x, spec in zip((query, key, value), in_specs, strict=False)
     )
+    bias = None if bias is None else devices.cut(bias, mesh, of_bias)
     spread = jax.shard_map(of_device, in_specs=in_specs, out_specs=out_specs, axis_names={axis})
     every = query, key, value, bias, arrays
     return devices.automatic(lambda *every: spread(*every), query, query.ndim - 1, *every)
