@@ -23,7 +23,7 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
     assert text.startswith("# Top\n\n<!-- results -->\n")
     assert text.endswith("<!-- /results -->\n\nbottom\n")
     assert "old" not in text
-    assert "| induction | 2/3 0.995 | 0/3 0.300 | 0.062 |" in text
+    assert "| induction | 2/3 [0.21, 0.94] 0.995 | 0/3 [0.00, 0.56] 0.300 | 0.062 |" in text
     assert "commit 0123456789ab" in text
     (figure,) = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
     assert (tmp_path / figure).is_file()
