@@ -30,12 +30,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt32
 
-from attn import softmax_state
+from attn import kernels, softmax_state
 from attn.devices import vary, varying
 from attn.masks import Mask
+from attn.overrides import Kernel, Opaque, Pull
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
-from attn.softmax_state import SoftmaxState
 from attn.spread import Heads, Ring
 from attn.tiles import QUERIES, Tile, TileSizes
 
@@ -52,6 +52,7 @@ def blockwise_attention(
     dropout_rate: float = 0.0,
     sides: TileSizes | None = None,
     spread: Ring | Heads | None = None,
+    fused: bool | None = False,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
@@ -73,11 +74,14 @@ def blockwise_attention(
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
       spread: over which devices sequence or heads are, of which query, key and value are then a
         share, and bias its rows of all columns. Masks, scores and dropout are of the whole.
+      fused: whether kernels run the two passes of first order, or the call fails; None is where
+        the platform has them (``attn.overrides``), and they can take the call.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
-    call, context, params = plan(query, key, mask, score, dropout_seed, dropout_rate, sides, spread)
+    dropped = dropout_seed, dropout_rate
+    call, context, params = plan(query, key, mask, score, *dropped, sides, spread, fused)
     return attend(call, context, params, query, key, value, bias, scale)
 
 
@@ -88,6 +92,8 @@ def attend(
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp of a planned call."""
     inputs = call.arrange(params, query, key, value, bias, scale)
+    if call.fused:
+        kernels.check(call, context, inputs)
     output, lse = _attend(call, context, inputs)
     lse = call.restored(lse[..., None, :])[..., 0]
     return call.restored(jnp.swapaxes(output, -3, -2)), lse
@@ -104,7 +110,31 @@ class Outputs(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(call: Plan, context: Context, inputs: Inputs) -> Outputs:
-    """The primal: the state of every query absorbs all tiles of keys."""
+    """The primal; a kernel may run in its place."""
+    leaves, tree = jax.tree.flatten((context, inputs))
+
+    def definition(*leaves):
+        return list(_absorb_all(call, *jax.tree.unflatten(tree, leaves)))
+
+    def fused(*leaves, **platform):
+        return list(kernels.attend(call, *jax.tree.unflatten(tree, leaves), **platform))
+
+    kernel = None if call.fused is False else Kernel(fused, is_named=bool(call.fused))
+    return Outputs(*Opaque(definition, tuple(_results(inputs)), kernel)(*leaves))
+
+
+def _results(inputs: Inputs) -> Outputs:
+    """Returns the shapes and dtype of what these inputs give."""
+    *lanes, _, group_size, num_queries = inputs.query.shape
+    width, dtype = inputs.value.shape[-2], inputs.query.dtype
+    return Outputs(
+        jax.ShapeDtypeStruct((*lanes, width, group_size, num_queries), dtype),
+        jax.ShapeDtypeStruct((*lanes, group_size, num_queries), dtype),
+    )
+
+
+def _absorb_all(call: Plan, context: Context, inputs: Inputs) -> Outputs:
+    """The state of every query absorbs all tiles of keys."""
     *batch, _, group_size, num_queries = inputs.query.shape
     width, dtype = inputs.value.shape[-2], inputs.query.dtype
 
@@ -119,28 +149,21 @@ def _attend(call: Plan, context: Context, inputs: Inputs) -> Outputs:
     def finish(state):
         return Outputs(*(ungroup_queries(x, group_size) for x in softmax_state.finish(state)))
 
-    zeros = Outputs(
-        jnp.zeros((*batch, width, group_size, num_queries), dtype),
-        jnp.zeros((*batch, group_size, num_queries), dtype),
-    )
-    if call.ring is None or call.ring.is_gathered:
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _results(inputs))
+    ring = call.keys_ring
+    if ring is None:
         return call.sweep(context, inputs, start, visit, finish, zeros)
 
     def of_device(device, keys, state):
         there = inputs._replace(key=keys[0], value=keys[1])
         found = call.sweep(context, there, start, visit, finish, zeros, device)
-        return softmax_state.merge(state, _as_state(found)), ()
+        found = softmax_state.of_results(*map(group_queries, found))
+        return softmax_state.merge(state, found), ()
 
     queries = (*batch, group_size * num_queries)
     nothing = vary(softmax_state.empty(queries, width, dtype), varying(inputs, context))
-    state, _ = call.ring.around(of_device, (inputs.key, inputs.value), nothing, ())
+    state, _ = ring.around(of_device, (inputs.key, inputs.value), nothing, ())
     return finish(state)
-
-
-def _as_state(found: Outputs) -> SoftmaxState:
-    """Returns what the queries know after the keys of one device."""
-    lse = group_queries(found.lse)
-    return SoftmaxState(lse, jnp.where(jnp.isneginf(lse), 0.0, 1.0), group_queries(found.output))
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
@@ -171,12 +194,20 @@ def _attend_tangent(
         summed = mixed, jnp.sum(weighted, axis=-1)
         return tuple(ungroup_queries(x, lse.shape[-2]) for x in summed)
 
+    def pull(operands, cotangents, **platform):
+        context, (inputs, _, lse) = operands
+        given = zip(_results(inputs), [*cotangents, None], strict=False)
+        given = [jnp.zeros(of.shape, of.dtype) if x is None else x for of, x in given]
+        return kernels.pull(call, context, inputs, lse, *given, **platform)
+
+    of_kernels = Pull(pull, lambda operands: operands[1][1], is_named=bool(call.fused))
     mixed, d_lse = call.sum(
         function,
         context,
         (inputs, moving, outputs.lse),
         (axes_of(inputs), axes_of(moving), QUERIES),
         (QUERIES, QUERIES),
+        pull=None if call.fused is False else of_kernels,
     )
     return Outputs(mixed - outputs.output * d_lse[..., None, :, :], d_lse)
 

@@ -43,6 +43,14 @@ def abstract(shape: tuple[Any, ...], dtype: DTypeLike, operands: Sequence[Any]) 
     return ShapedArray(shape, dtype, sharding=sharding, manual_axis_type=most.manual_axis_type)
 
 
+def unvarying(shape: tuple[Any, ...], dtype: DTypeLike) -> Any:
+    """Returns the shape and dtype of a result that varies over no axes, which types must say."""
+    kind = getattr(jax.typeof(jnp.zeros((), dtype)), "manual_axis_type", None)
+    return jax.ShapeDtypeStruct(
+        shape, dtype, **({} if kind is None else {"manual_axis_type": kind})
+    )
+
+
 def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
     """Returns ``function(*trees)``, in which XLA decides how arrays are cut.
 
@@ -56,20 +64,28 @@ def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
     explicit = getattr(sharding.mesh, "explicit_axes", ())
     if not explicit:
         return function(*trees)
-    leaves, tree = jax.tree.flatten(trees)
+    arrays, rebuild = arrays_of(trees)
+    out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:num_axes]))
+    of_arrays = auto_axes(
+        lambda *arrays: function(*rebuild(arrays)), axes=explicit, out_sharding=out_sharding
+    )
+    return of_arrays(*arrays)
+
+
+def arrays_of(tree: Any) -> tuple[list[Any], Callable]:
+    """Returns the arrays of a pytree, and a function from as many to a tree with these in it."""
+    leaves, structure = jax.tree.flatten(tree)
     is_array = [hasattr(x, "dtype") for x in leaves]
 
-    def of_arrays(*arrays):
+    def rebuild(arrays):
         arrays = iter(arrays)
         every = [next(arrays) if given else x for x, given in zip(leaves, is_array, strict=True)]
-        return function(*jax.tree.unflatten(tree, every))
+        return jax.tree.unflatten(structure, every)
 
-    arrays = [x for x, given in zip(leaves, is_array, strict=True) if given]
-    out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:num_axes]))
-    return auto_axes(of_arrays, axes=explicit, out_sharding=out_sharding)(*arrays)
+    return [x for x, given in zip(leaves, is_array, strict=True) if given], rebuild
 
 
-def cut(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
+def reshard(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
     """Returns the array cut as the spec says and, where it says nothing, as it was."""
     own = jax.typeof(x).sharding
     before = tuple(own.spec) if own.mesh.axis_names else ()

@@ -17,10 +17,13 @@ from attn.masks import Mask
 from attn.scores import Score
 
 IMPLEMENTATIONS = {
+    None: functools.partial(blockwise_attention, fused=None),
+    "fused": functools.partial(blockwise_attention, fused=True),
     "blockwise": blockwise_attention,
     "reference": reference.reference_attention,
 }
-"""Name to ``function(query, key, value, *Resolved) -> (output, lse)``, fastest first."""
+"""Name to ``function(query, key, value, *Resolved) -> (output, lse)``; None is what runs if none is
+named: fused kernels where the platform has them and they take the call, blockwise elsewhere."""
 
 SYNONYMS = {"xla": "blockwise"}
 """What ``jax.nn.dot_product_attention`` calls them."""
@@ -110,8 +113,10 @@ def dot_product_attention(
         are divided by ``1 - dropout_rate``. The log-sum-exp is that without dropout.
       dropout_rng: a random key; which weights are dropped depends on it and on the indices of a
         pair alone, so it is the same in every pass, derivative and implementation.
-      implementation: a name of ``IMPLEMENTATIONS``, strictly; None is the fastest. ``"xla"``, as
-        jax.nn has it, is ``"blockwise"``.
+      implementation: ``"fused"`` (the kernels of ``attn.kernels``; on CPU interpreted, which is for
+        tests), ``"blockwise"`` or ``"reference"``, strictly: it runs, or raises ValueError with the
+        reason. None is fused on TPU where the kernels take the call, else blockwise. Derivatives
+        beyond the first, and forward mode, are blockwise in both. ``"xla"`` is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:
@@ -159,18 +164,19 @@ def dot_product_attention(
 def run(
     implementation: str | None, query: Array, key: Array, value: Array, resolved: Resolved
 ) -> tuple[Array, Array]:
-    """Returns output and log-sum-exp in the dtype of the computation; None is the fastest."""
-    attend = functools.partial(
-        IMPLEMENTATIONS[chosen(implementation)], dropout_rate=resolved.dropout_rate
-    )
+    """Returns output and log-sum-exp in the dtype of the computation."""
+    attend = IMPLEMENTATIONS[chosen(implementation)]
+    attend = functools.partial(attend, dropout_rate=resolved.dropout_rate)
     arrays = query, key, value, *resolved[:-1]
     arrays = devices.vary(arrays, devices.varying(arrays))
     return devices.automatic(attend, query, query.ndim - 1, *arrays)
 
 
-def chosen(implementation: str | None) -> str:
-    """Returns the name of the implementation that runs."""
-    name = next(iter(IMPLEMENTATIONS)) if implementation is None else implementation
-    name = SYNONYMS.get(name, name) if isinstance(name, str) else name
-    arguments.check_choice("implementation", name, IMPLEMENTATIONS)
+def chosen(implementation: Any) -> str | None:
+    """Returns the key of ``IMPLEMENTATIONS`` that was meant, or raises ValueError."""
+    if implementation is None:
+        return None
+    is_name = isinstance(implementation, str)
+    name = SYNONYMS.get(implementation, implementation) if is_name else implementation
+    arguments.check_choice("implementation", name, [x for x in IMPLEMENTATIONS if x is not None])
     return name

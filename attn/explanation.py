@@ -14,18 +14,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from attn import arguments, dot_product
+from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
+from attn.overrides import PLATFORMS, Refused
 from attn.plan import Context, Plan, plan
-from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes
-
-REFUSALS = {
-    "blockwise": "it would run if no implementation were named",
-    "reference": "it takes O(T S) memory: it runs if it is named",
-}
-"""Why an implementation does not run though it could."""
+from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes, ceil_div
 
 
 class Cost(NamedTuple):
@@ -36,7 +31,8 @@ class Cost(NamedTuple):
     temporary_bytes: int
     """Beside arguments and results, as XLA on CPU allocates; of a call of a thousand queries and
     keys or more, without a bias of T x S, right within a factor of 1.5. Of the reference with a
-    score function too low: what such a function keeps of every pair is not known."""
+    score function too low: what such a function keeps of every pair is not known. Of the fused
+    kernels, the most that XLA on TPU needs: every array and result copied once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +92,31 @@ def explain(
       >>> found.implementation, found.tiles
       ('blockwise', {'full': 120, 'mixed': 16, 'empty': 120})
     """
-    name = dot_product.chosen(implementation)
+    named = dot_product.chosen(implementation)
 
     def check(query, key, value, bias):
         query, key, value = arguments.arrays(query=query, key=key, value=value)
-        arguments.resolve(query, key, bias, None)
-        return query, key, value
+        return query, key, value, arguments.resolve(query, key, bias, None).bias
 
     shapes: Any = jax.eval_shape(check, query, key, value, bias)
-    query, key, value = shapes
-    known = arguments.resolve(shapes[0], shapes[1], None, mask, **options).mask
+    query, key, value, _ = shapes
+    resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
+    backend = jax.default_backend()
+    is_asked = named == "fused" or backend in PLATFORMS
+    refusal = _refusal(query, key, value, shapes[3], resolved) if is_asked else None
+    if named == "fused" and refusal is not None:
+        raise refusal
+    default = "fused" if backend in PLATFORMS and refusal is None else "blockwise"
+    name = named or default
+    nowhere_else = f"its kernels are for {', '.join(PLATFORMS)}; this is {backend}"
+    refused = {
+        "fused": nowhere_else if refusal is None else refusal.reason,
+        "blockwise": "the kernels are faster: it runs if it is named",
+        "reference": "it takes O(T S) memory: it runs if it is named",
+    } | {default: "it would run if no implementation were named"}
     sides = TileSizes(query.shape[-3], key.shape[-3]) if name == "reference" else None
-    call, context, _ = plan(query, key, known, None, None, 0.0, sides)
+    of_plan = query, key, resolved.mask, None, None, 0.0, sides
+    call, context, _ = plan(*of_plan, fused={None: None, "fused": True}.get(named, False))
     grid, kinds = call.grid, _kinds(call, context)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -119,12 +128,28 @@ def explain(
     forward_bytes, gradient_bytes = _BYTES[name](grid, lanes, query, key, value)
     return Explanation(
         implementation=name,
-        refused={other: why for other, why in REFUSALS.items() if other != name},
+        refused={other: why for other, why in refused.items() if other != name},
         tile=(grid.query_side, grid.key_side),
         tiles=kinds,
         forward=Cost(2 * pairs * (width + value_width), forward_bytes),
         gradient=Cost(_with_backward(name, grid, pairs, width, value_width), gradient_bytes),
     )
+
+
+def _refusal(query: Any, key: Any, value: Any, bias: Any, resolved: Any) -> Refused | None:
+    """Returns why kernels take such a call on no platform; None if they do on some."""
+    of_plan = query, key, resolved.mask, resolved.score, None, 0.0, None
+    call, context, params = plan(*of_plan, fused=True)
+
+    def check(query, key, value, bias):
+        inputs = call.arrange(params, query, key, value, bias, resolved.scale)
+        kernels.check(call, context, inputs)
+
+    try:
+        jax.eval_shape(check, query, key, value, bias)
+    except Refused as refusal:
+        return refusal
+    return None
 
 
 def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:
@@ -133,6 +158,8 @@ def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: i
     The scores are still there where nothing is cut into tiles.
     """
     again = 0 if name == "reference" or grid.counts == (1, 1) else width
+    if name == "fused":  # Each of two passes computes s and dp.
+        again = 2 * width + value_width
     return 2 * pairs * (width + value_width + 2 * value_width + 2 * width + again)
 
 
@@ -164,4 +191,18 @@ def _quadratic(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tupl
     return int(1.5 * size * pairs), int(4.3 * size * pairs)
 
 
-_BYTES = {"blockwise": _linear, "reference": _quadratic}
+def _copies(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+    """Returns the bytes of every array and result once, as rows of whole registers hold them."""
+    del grid, lanes
+
+    def numbers(x):
+        return math.prod(x.shape[:-1]) * 128 * ceil_div(x.shape[-1], 128)
+
+    size = accumulated(query.dtype).itemsize
+    arrays = sum(numbers(x) for x in (query, key, value))
+    result = math.prod(query.shape[:-1]) * (value.shape[-1] + 1)
+    forward = query.dtype.itemsize * arrays + size * result
+    return forward, 2 * forward + size * arrays
+
+
+_BYTES = {"fused": _copies, "blockwise": _linear, "reference": _quadratic}

@@ -53,12 +53,7 @@ def attend_partial(
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     resolved = arguments.resolve(query, key, bias, mask, **options)
     output, lse = run(implementation, query, key, value, resolved)
-    maximum = jnp.swapaxes(lse, -1, -2)
-    return SoftmaxState(
-        maximum=maximum,
-        denominator=jnp.where(jnp.isneginf(maximum), 0, jnp.ones_like(maximum)),
-        numerator=jnp.moveaxis(output, -3, -1),
-    )
+    return softmax_state.of_results(jnp.moveaxis(output, -3, -1), jnp.swapaxes(lse, -1, -2))
 
 
 def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:

@@ -28,9 +28,10 @@ from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
 from attn.masks import Mask
+from attn.overrides import PLATFORMS, Pull
 from attn.products import scores_of
 from attn.scores import Score
-from attn.spread import Heads, Ring
+from attn.spread import Heads, Ring, shares_of
 from attn.tile_sum import tile_sum
 from attn.tiles import (
     EMPTY,
@@ -38,17 +39,17 @@ from attn.tiles import (
     KEYS,
     MIXED,
     NEITHER,
+    OF_KERNELS,
     QUERIES,
     Axes,
     Grid,
-    Part,
     Tile,
     TileSizes,
     crop,
     cut,
     grid_of,
     pad,
-    put,
+    put_row,
     sweep,
     tile_sizes,
 )
@@ -86,6 +87,8 @@ class Plan:
     batch: tuple[int, ...]
     num_heads: int
     num_key_heads: int
+    dtype: Any
+    """Of query, key and value."""
     allow: Callable | None = None
     """``(arrays, indices) -> bool``, broadcastable to ``[*B, N, t, s]``; None is all."""
     kind: Callable | None = None
@@ -97,13 +100,13 @@ class Plan:
     """Over which the sequence is spread; None if all of it is here."""
     heads: Heads | None = None
     """Over which heads are spread; None if all of them are here."""
+    fused: bool | None = False
+    """Whether kernels run, or the call fails; None is where the platform has them."""
 
-    def parts(self, device: Any = None) -> tuple[Part, Part]:
-        """Returns the tiles of queries and of keys at hand; of a ring, ``device`` is whose keys."""
-        if self.ring is not None:
-            return self.ring.parts(self.grid, device)
-        rows, columns = self.grid.counts
-        return Part(rows), Part(columns)
+    @property
+    def keys_ring(self) -> Ring | None:
+        """The ring round which keys go; None if all of them are at hand."""
+        return None if self.ring is None or self.ring.is_gathered else self.ring
 
     def indices(self, i, j) -> Indices:
         """Returns where tile (i, j) stands."""
@@ -191,17 +194,26 @@ class Plan:
             return visit(tile, parts, row), results
 
         def end(n, row, results):
-            write = lambda x, part: put(grid, x, part, QUERIES, Tile(0, 0, True, n, 0))  # noqa: E731
+            write = lambda x, part: put_row(grid, x, part, QUERIES, n)  # noqa: E731
             return jax.tree.map(write, results, finish(row))
 
         kinds = None if self.is_full else functools.partial(self.kinds, context)
-        parts, axes_of_devices = self.parts(device), varying(inputs, context)
-        return sweep(parts, kinds, start, over_tile, end, zeros, axes_of_devices)
+        shares, axes_of_devices = shares_of(grid, self.ring, device), varying(inputs, context)
+        return sweep(shares, kinds, start, over_tile, end, zeros, axes_of_devices)
 
     def sum(
-        self, function: Callable, context: Context, operands: Any, in_axes: Any, out_axes: Any
+        self,
+        function: Callable,
+        context: Context,
+        operands: Any,
+        in_axes: Any,
+        out_axes: Any,
+        pull: Pull | None = None,
     ) -> Any:
-        """Returns the sum over tiles of ``function(tile, context, operands at it)``."""
+        """Returns the sum over tiles of ``function(tile, context, operands at it)``.
+
+        ``pull``, of ``(context, operands)``, is its transpose as a kernel.
+        """
 
         def of_tile(tile, both):
             return function(tile, *both)
@@ -209,7 +221,7 @@ class Plan:
         kinds = None if self.is_full else lambda i, j, both: self.kinds(both[0], i, j)
         in_axes = (jax.tree.map(lambda _: NEITHER, context), in_axes)
         whole = (context, operands)
-        return tile_sum(self.grid, of_tile, kinds, whole, in_axes, out_axes, self.ring)
+        return tile_sum(self.grid, of_tile, kinds, whole, in_axes, out_axes, self.ring, pull)
 
     def scores(
         self, context: Context, tile: Tile, parts: Inputs
@@ -220,7 +232,6 @@ class Plan:
         """
         query, key, value = parts.query, parts.key, parts.value
         *batch, _, group_size, side = query.shape
-        indices = self.indices(tile.i, tile.j)
         allowed = None if tile.is_full else self.allowed(context, tile)
         if allowed is not None:
             asks = jnp.any(allowed, axis=-1)[..., None, :, :]
@@ -230,10 +241,22 @@ class Plan:
             value = None if value is None else jnp.where(seen, value, 0)
         scores = scores_of(group_queries(query * parts.scale), key)
         scores = jnp.reshape(scores, (*batch, group_size, side, key.shape[-1]))
-        if parts.bias is not None:
-            scores += parts.bias.astype(scores.dtype)
+        scores = self.changed(tile, scores, parts.bias, parts.params, allowed)
+        return jnp.reshape(scores, (*batch, group_size * side, key.shape[-1])), value
+
+    def changed(
+        self,
+        tile: Tile,
+        scores: Float[Array, "*B K G t s"],
+        bias: Float[Array, "..."] | None,
+        params: Any,
+        allowed: Bool[Array, "..."] | None,
+    ) -> Float[Array, "*B K G t s"]:
+        """Returns the scores of a tile with bias and score function, -inf where not allowed."""
+        if bias is not None:
+            scores += bias.astype(scores.dtype)
         if self.score is not None:
-            if parts.bias is not None:
+            if bias is not None:
                 # -inf is how a bias says that a pair is not allowed: so it stays, for any score.
                 is_open = ~jnp.isneginf(scores)
                 allowed = is_open if allowed is None else allowed & is_open
@@ -241,10 +264,9 @@ class Plan:
                 scores = jnp.where(allowed, scores, 0)
             grouped = scores.shape
             scores = jnp.reshape(scores, (*self.batch, self.num_heads, *grouped[-2:]))
-            scores = jnp.reshape(self.score(parts.params, scores, indices), grouped)
-        if allowed is not None:
-            scores = jnp.where(allowed, scores, -jnp.inf)
-        return jnp.reshape(scores, (*batch, group_size * side, key.shape[-1])), value
+            scores = self.score(params, scores, self.indices(tile.i, tile.j))
+            scores = jnp.reshape(scores, grouped)
+        return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
 
     def allowed(self, context: Context, tile: Tile) -> Bool[Array, "..."] | None:
         """Returns which pairs take part, broadcastable to ``[*B, K, G, t, s]``; None is all."""
@@ -276,6 +298,7 @@ def plan(
     dropout_rate: float,
     sides: TileSizes | None,
     spread: Ring | Heads | None = None,
+    fused: bool | None = False,
 ) -> tuple[Plan, Context, list[Array]]:
     """Returns the static part of a call, its arrays without derivative, and its score's arrays.
 
@@ -291,18 +314,20 @@ def plan(
       dropout_rate: the probability that a weight is dropped.
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
       spread: over which devices sequence or heads are, of which query and key are then a share.
+      fused: whether kernels run, or the call fails; None is where the platform has them.
     """
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
-        sides = tile_sizes(query.shape, key.shape, mask is not None)
+        of_kernels = fused or (fused is None and jax.default_backend() in PLATFORMS)
+        sides = OF_KERNELS if of_kernels else tile_sizes(query.shape, key.shape, mask is not None)
     ring = spread if isinstance(spread, Ring) else None
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]
     grid = grid_of(*lengths, sides) if ring is None else ring.grid_of(*lengths, sides)
     mask = None if mask is None else mask.pad(*grid.padded)
-    made = Plan(grid, tuple(batch), num_heads, key.shape[-2], ring=ring, heads=heads)
-    made = dataclasses.replace(made, dropout_rate=dropout_rate)
+    sizes = grid, tuple(batch), num_heads, key.shape[-2], jnp.dtype(query.dtype)
+    made = Plan(*sizes, dropout_rate=dropout_rate, ring=ring, heads=heads, fused=fused)
     axes = varying(query, key, mask, score)
     indices = jax.eval_shape(lambda: made.indices(0, 0))
     indices = jax.tree.map(lambda x: example(x.shape, x.dtype, axes), indices)

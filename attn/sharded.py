@@ -21,7 +21,7 @@ Letters: ``*B`` leading axes, T queries and S keys of the whole sequence, n devi
 K key heads, H head width, V value width.
 """
 
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,8 @@ def dot_product_attention(
       query: this device's queries.
       key: this device's keys.
       value: this device's values.
-      bias: as in ``attn.dot_product_attention``; this device's rows of all columns.
+      bias: as in ``attn.dot_product_attention``; this device's rows of all columns, broadcastable
+        to ``[*B, N, T/n, S]``.
       mask: as there, of the whole sequence.
       axis_name: the mesh axis over which the sequence is spread.
       mesh: of the axis, if the arrays are whole; None inside ``jax.shard_map``.
@@ -82,6 +83,10 @@ def dot_product_attention(
       dropout_rng: as there; the same weights are dropped as on one device.
       return_residual: as there.
       **options: as there; lengths, windows and scores are of the whole sequence.
+
+    Returns:
+      The output ``[*B, T/n, N, V]``, in the dtype of the query; with ``return_residual`` also the
+      log-sum-exp ``[*B, T/n, N]``, in float32 or float64. Both are differentiable to any order.
 
     Raises:
       ValueError: for an axis that is not there, a sequence or heads that cannot be spread over it,
@@ -96,8 +101,8 @@ def dot_product_attention(
       >>> attn.sharded.dot_product_attention(x, x, x, is_causal=True, **spread).shape
       (2, 16, 4, 8)
     """
-    arguments.check_choice("method", method, Method.__args__)
-    arguments.check_choice("placement", placement, Placement.__args__)
+    arguments.check_choice("method", method, get_args(Method))
+    arguments.check_choice("placement", placement, get_args(Placement))
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
     settings = axis_name, method, placement == "zigzag"
@@ -119,12 +124,15 @@ def place(x: Array, num_devices: int, axis: int = -3) -> Array:
       x: whole.
       num_devices: n.
       axis: of the sequence; its length must be a multiple of 2 n.
+
+    Raises:
+      ValueError: if it is not.
     """
     return jnp.take(x, jnp.asarray(_order(x.shape[axis], num_devices)), axis=axis)
 
 
 def restore(x: Array, num_devices: int, axis: int = -3) -> Array:
-    """Returns what ``place`` was given."""
+    """Returns what ``place`` was given; the same arguments, and errors."""
     order = np.argsort(_order(x.shape[axis], num_devices))
     return jnp.take(x, jnp.asarray(order), axis=axis)
 
@@ -136,9 +144,9 @@ def _order(length: int, num_devices: int) -> np.ndarray:
             f"x has length {length}; expected a multiple of {2 * num_devices}, two blocks for each "
             f"of {num_devices} devices"
         )
-    blocks = np.arange(length).reshape(2 * num_devices, -1)
-    pairs = [blocks[[device, -1 - device]] for device in range(num_devices)]
-    return np.concatenate(pairs).ravel()
+    ring = Ring("", num_devices, is_zigzag=True)
+    blocks = np.arange(length).reshape(ring.blocks, -1)
+    return np.concatenate([blocks[ring.blocks_of(n)] for n in range(num_devices)]).ravel()
 
 
 def _over_mesh(
@@ -171,15 +179,10 @@ def _over_mesh(
     if bias is not None:
         bias = arguments.resolve(query, key, bias, None).bias
         of_bias = rows(bias, -2) if bias.shape[-2] != 1 else PartitionSpec()
-    is_array = lambda x: hasattr(x, "dtype")  # noqa: E731
-    leaves, tree = jax.tree.flatten((mask, options))
-    arrays = [x for x in leaves if is_array(x)]
+    arrays, rebuild = devices.arrays_of((mask, options))
 
     def of_device(query, key, value, bias, arrays):
-        arrays = iter(arrays)
-        every = [next(arrays) if is_array(x) else x for x in leaves]
-        mask, options = jax.tree.unflatten(tree, every)
-        return _of_device(settings, query, key, value, bias, mask, options)
+        return _of_device(settings, query, key, value, bias, *rebuild(arrays))
 
     in_specs = rows(query, -3), rows(key, -3), rows(value, -3), of_bias, PartitionSpec()
     out_specs = rows(query, -3), PartitionSpec(*rows(query, -3)[:-1])
@@ -190,9 +193,10 @@ def _over_mesh(
         return spread(query, key, value, bias, arrays)
     # Types say how arrays are cut: this one axis is, and in between XLA sees to the others.
     query, key, value = (
-        devices.cut(x, mesh, spec) for x, spec in zip((query, key, value), in_specs, strict=False)
+        devices.reshard(x, mesh, spec)
+        for x, spec in zip((query, key, value), in_specs, strict=False)
     )
-    bias = None if bias is None else devices.cut(bias, mesh, of_bias)
+    bias = None if bias is None else devices.reshard(bias, mesh, of_bias)
     spread = jax.shard_map(of_device, in_specs=in_specs, out_specs=out_specs, axis_names={axis})
     every = query, key, value, bias, arrays
     return devices.automatic(lambda *every: spread(*every), query, query.ndim - 1, *every)

@@ -112,6 +112,11 @@ def finish(state: SoftmaxState) -> tuple[Float[Array, "*B V Q"], Float[Array, "*
     return output, jnp.where(seen, state.maximum + jnp.log(denominator), -jnp.inf)
 
 
+def of_results(output: Float[Array, "*B V Q"], lse: Float[Array, "*B Q"]) -> SoftmaxState:
+    """Returns a state that finishes as these: m = lse, l = 1 and a the output; l = 0 for -inf."""
+    return SoftmaxState(lse, jnp.where(jnp.isneginf(lse), 0, jnp.ones_like(lse)), output)
+
+
 def with_sink(
     output: Float[Array, "*Q V"], lse: Float[Array, "*Q"], logit: Float[Array, "..."]
 ) -> tuple[Float[Array, "*Q V"], Float[Array, "*Q"]]:

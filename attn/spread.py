@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from attn.masks import Dense, Mask
-from attn.tiles import Grid, Part, TileSizes, grid_of
+from attn.tiles import Grid, Share, TileSizes, grid_of
 
 
 class Ring(NamedTuple):
@@ -37,14 +37,9 @@ class Ring(NamedTuple):
     """Whether each device has all keys at hand, those of device 0 first, and none travel."""
 
     @property
-    def held(self) -> int:
-        """How many blocks a device holds."""
-        return 2 if self.is_zigzag else 1
-
-    @property
     def blocks(self) -> int:
-        """How many there are in all."""
-        return self.held * self.size
+        """How many the sequence is made of."""
+        return 2 * self.size if self.is_zigzag else self.size
 
     def blocks_of(self, device: Any) -> list[Any]:
         """Returns which blocks a device holds, in order."""
@@ -56,12 +51,7 @@ class Ring(NamedTuple):
         block = grid_of(lengths[0] // self.blocks, lengths[1] // self.blocks, most)
         return Grid(*lengths, block.query_side, block.key_side, self.blocks)
 
-    def counts(self, grid: Grid) -> tuple[Any, Any]:
-        """Returns how many tiles of queries and of keys a device has at hand."""
-        rows, columns = grid.counts
-        return rows // self.size, columns if self.is_gathered else columns // self.size
-
-    def parts(self, grid: Grid, device: Any) -> tuple[Part, Part]:
+    def shares(self, grid: Grid, device: Any) -> tuple[Share, Share]:
         """Returns the tiles of queries of this device, and of keys of the given one (or of all)."""
         rows, columns = grid.per_block
         devices = range(self.size) if self.is_gathered else [device]
@@ -121,7 +111,15 @@ class Heads(NamedTuple):
         return jax.tree.map(of_leaf, mask, is_leaf=is_dense)
 
 
-def _tiles(blocks: list[Any], count: int) -> Part:
+def shares_of(grid: Grid, ring: Ring | None, device: Any = None) -> tuple[Share, Share]:
+    """Returns the tiles of queries and of keys at hand; of a ring, ``device`` is whose keys."""
+    if ring is not None:
+        return ring.shares(grid, 0 if device is None else device)
+    rows, columns = grid.counts
+    return Share(rows), Share(columns)
+
+
+def _tiles(blocks: list[Any], count: int) -> Share:
     """Returns the tiles of some blocks, of ``count`` tiles each."""
     tiles: Int[Array, "tiles"] = jnp.concatenate([n * count + jnp.arange(count) for n in blocks])
-    return Part(len(blocks) * count, tiles)
+    return Share(len(blocks) * count, tiles)

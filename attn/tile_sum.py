@@ -12,6 +12,9 @@ becomes the accumulation of the other. So every derivative, of any order and in 
 one pass over the tiles, and nothing is saved between passes but operands and results. ``jax.vmap``
 maps f, and leaves the loop as it is. Tiles that a mask leaves empty are not visited.
 
+Queries and keys may be spread over a ring of devices. What is cut by keys alone then goes round,
+operands and results alike; so the transpose of a pass round the ring is one more.
+
 Letters: T queries, S keys, i and j the indices of a tile, t and s its sides.
 """
 
@@ -23,16 +26,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array
 
 from attn.devices import abstract, example, vary, varying
+from attn.overrides import Kernel, Opaque, Pull, register
 from attn.products import small_first
-from attn.spread import Ring
+from attn.spread import Ring, shares_of
 from attn.tiles import (
     Axes,
     Grid,
-    Part,
+    Share,
     Tile,
     agreed,
     cut,
@@ -51,6 +55,7 @@ def tile_sum(
     in_axes: Any,
     out_axes: Any,
     ring: Ring | None = None,
+    pull: Pull | None = None,
 ) -> Any:
     """Returns the sum over all tiles that are not empty of ``function(tile, operands at it)``.
 
@@ -63,6 +68,7 @@ def tile_sum(
       in_axes: a pytree of ``Axes`` of the same structure.
       out_axes: a pytree of ``Axes``, of the structure of what ``function`` returns.
       ring: over which queries and keys are spread; operands and results are then a device's share.
+      pull: the transpose as a kernel; None if there is none.
 
     Returns:
       Arrays padded to the grid.
@@ -84,13 +90,14 @@ def tile_sum(
         for x, axes in zip(leaves, in_axes, strict=True)
     ]
     results = jax.eval_shape(functools.partial(of_leaves, Tile(0, 0, True, 0, 0)), *parts)
-    counts = grid.counts if ring is None else ring.counts(grid)
+    shares = shares_of(grid, ring)
     outs = tuple(
-        jax.ShapeDtypeStruct(whole_shape(grid, x, axes, counts), x.dtype)
+        jax.ShapeDtypeStruct(whole_shape(grid, x, axes, shares), x.dtype)
         for x, axes in zip(results, out_axes, strict=True)
     )
     of_row = None if kinds is None else kinds_of_leaves
-    sums = _Sum(grid, of_leaves, of_row, in_axes, tuple(out_axes), outs, ring)
+    transposed = None if pull is None else pull.of_leaves(tree)
+    sums = _Sum(grid, of_leaves, of_row, in_axes, tuple(out_axes), outs, ring, None, transposed)
     return jax.tree.unflatten(out_tree, tile_sum_p.bind(*leaves, sum=sums))
 
 
@@ -109,38 +116,37 @@ class _Sum:
     out_axes: tuple[Axes, ...]
     outs: tuple[jax.ShapeDtypeStruct, ...]
     ring: Ring | None = None
+    kernel: Kernel | None = None
+    """Another way to run it."""
+    transposed: Callable | None = None
+    """``(linear, given)`` gives another way to run its transpose, or None."""
 
     def run(self, *leaves: Array) -> list[Array]:
         """Returns the results."""
         zeros = [jnp.zeros(x.shape, x.dtype) for x in self.outs]
-        if self.ring is None:
-            rows, columns = self.grid.counts
-            return self._over(leaves, zeros, (Part(rows), Part(columns)))
-        if self.ring.is_gathered:
-            return self._over(leaves, zeros, self.ring.parts(self.grid, None))
+        if self.ring is None or self.ring.is_gathered:
+            return self._over(leaves, zeros, shares_of(self.grid, self.ring))
         return self._around(self.ring, leaves, zeros)
 
     def _around(self, ring: Ring, leaves: Sequence[Array], zeros: list[Array]) -> list[Array]:
         """Returns the results, after what belongs to keys has gone round the ring."""
         travels_in, travels_out = ([x.travels for x in a] for a in (self.in_axes, self.out_axes))
-        axes = varying(leaves)
-        zeros = vary(zeros, axes)
         keys, queries = split(leaves, travels_in)
+        of_keys, of_queries = split(vary(zeros, varying(leaves)), travels_out)
 
         def visit(device, keys, sums):
             every = join(keys, queries, travels_in)
             # What travels is summed from nothing here: so it need not have come to begin.
-            begun = join(split(zeros, travels_out)[0], sums, travels_out)
-            summed = self._over(every, begun, ring.parts(self.grid, device))
+            begun = join(of_keys, sums, travels_out)
+            summed = self._over(every, begun, ring.shares(self.grid, device))
             summands, sums = split(summed, travels_out)
             return sums, summands
 
-        of_keys, of_queries = split(zeros, travels_out)
         sums, totals = ring.around(visit, keys, of_queries, of_keys)
         return join(totals, sums, travels_out)
 
     def _over(
-        self, leaves: Sequence[Array], sums: list[Array], parts: tuple[Part, Part]
+        self, leaves: Sequence[Array], sums: list[Array], shares: tuple[Share, Share]
     ) -> list[Array]:
         """Returns the sums after the tiles at hand."""
         grid, kinds = self.grid, self.kinds
@@ -167,14 +173,14 @@ class _Sum:
             return row, sums
 
         def finish(n, row, sums):
-            at = Tile(0, 0, True, n, 0)
+            at = Tile(0, 0, is_full=True, row=n, column=0)
             return [
                 x if part is None else _accumulate(grid, x, part, axes, at)
                 for x, part, axes in zip(sums, row, self.out_axes, strict=True)
             ]
 
         of_row = None if kinds is None else lambda i, columns: kinds(i, columns, *leaves)
-        return sweep(parts, of_row, start, visit, finish, sums, varying(leaves))
+        return sweep(shares, of_row, start, visit, finish, sums, varying(leaves))
 
     def _kinds_of(self, own: Callable) -> Callable | None:
         """Returns ``kinds`` of a sum whose leaves are others, from which ``own`` finds these."""
@@ -202,6 +208,8 @@ class _Sum:
             function=function,
             kinds=self._kinds_of(lambda leaves: leaves[: len(self.in_axes)]),
             in_axes=(*self.in_axes, *(self.in_axes[k] for k in moving)),
+            kernel=None,
+            transposed=None,
         )
 
     def transpose(
@@ -239,6 +247,8 @@ class _Sum:
             in_axes=(*(self.in_axes[k] for k in rest), *(self.out_axes[k] for k in given)),
             out_axes=tuple(self.in_axes[k] for k in linear),
             outs=tuple(outs),
+            kernel=None if self.transposed is None else self.transposed(linear, given),
+            transposed=None,
         )
 
     def batch(self, size: int, mapped: Sequence[bool]) -> "_Sum":
@@ -256,10 +266,27 @@ class _Sum:
 
             return jax.vmap(of_lane, in_axes, out_axes=None, axis_size=size)(*leaves)
 
+        def transposed(linear, given):
+            assert self.transposed is not None
+            kernel = self.transposed(linear, given)
+            rest = [is_mapped for k, is_mapped in enumerate(mapped) if k not in linear]
+            lanes = None if kernel is None else kernel.batch(size, [*rest, *(True for _ in given)])
+            if lanes is None or all(mapped[k] for k in linear):
+                return lanes
+
+            def run(*leaves, **platform):
+                found = lanes.run(*leaves, **platform)
+                pairs = zip(found, linear, strict=True)
+                return [x if mapped[k] else jnp.sum(x, axis=0) for x, k in pairs]
+
+            return lanes._replace(run=run)
+
         return dataclasses.replace(
             self,
             function=function,
             kinds=None if self.kinds is None else kinds,
+            kernel=None if self.kernel is None else self.kernel.batch(size, mapped),
+            transposed=None if self.transposed is None else transposed,
             outs=tuple(jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in self.outs),
         )
 
@@ -292,9 +319,7 @@ def _abstract_eval(*leaves, sum):
     return [abstract(x.shape, x.dtype, leaves) for x in sum.outs]
 
 
-mlir.register_lowering(
-    tile_sum_p, mlir.lower_fun(lambda *leaves, sum: sum.run(*leaves), multiple_results=True)
-)
+register(tile_sum_p, lambda sum: Opaque(sum.run, sum.outs, sum.kernel))
 
 
 def _jvp(primals, tangents, *, sum):

@@ -108,6 +108,12 @@ class TileSizes(NamedTuple):
 
     query: int
     key: int
+    multiple: int = 1
+    """What both are multiples of."""
+
+
+OF_KERNELS = TileSizes(query=512, key=512, multiple=128)
+"""Of tiles that kernels take: a register has 128 lanes."""
 
 
 def tile_sizes(
@@ -134,8 +140,10 @@ def grid_of(num_queries: Any, num_keys: Any, most: TileSizes) -> Grid:
     Along an axis of symbolic length (``jax.export``) they are of just these sides.
     """
 
-    def side(length, most):
-        return ceil_div(length, ceil_div(length, most)) if isinstance(length, int) else most
+    def side(length, greatest):
+        if not isinstance(length, int):
+            return greatest
+        return most.multiple * ceil_div(ceil_div(length, ceil_div(length, greatest)), most.multiple)
 
     return Grid(num_queries, num_keys, side(num_queries, most.query), side(num_keys, most.key))
 
@@ -167,18 +175,19 @@ class Tile(NamedTuple):
     column: Int[Array, ""] | int
 
 
-class Part(NamedTuple):
-    """The tiles of which an array holds the queries, or the keys: all, in order, or these."""
+class Share(NamedTuple):
+    """The tiles of which the arrays at hand hold the queries, or the keys."""
 
     count: Any
     tiles: Int[Array, "count"] | None = None
+    """Which; None is all, in order."""
 
     def __getitem__(self, n) -> Any:
         return n if self.tiles is None else self.tiles[n]
 
 
 def sweep(
-    parts: tuple[Part, Part],
+    shares: tuple[Share, Share],
     kinds: Callable | None,
     start,
     visit,
@@ -191,7 +200,7 @@ def sweep(
         row = start()      row, carry = visit(tile, row, carry)      carry = finish(n, row, carry)
 
     Args:
-      parts: the tiles of queries and of keys.
+      shares: the tiles of queries and of keys at hand.
       kinds: ``kinds(i, columns)`` is the kind of the tiles of row i in these columns; None if all
         are full.
       start: gives what is carried along one row of tiles.
@@ -200,7 +209,7 @@ def sweep(
       carry: what is carried through all rows.
       axes: over which arrays vary inside ``jax.shard_map``; see ``attn.devices``.
     """
-    rows, columns = parts
+    rows, columns = shares
 
     def over_row(n, carry):
         i = rows[n]
@@ -248,6 +257,11 @@ def put(grid: Grid, x: Array, part: Array, axes: Axes, tile: Tile) -> Array:
     return lax.dynamic_update_slice(x, part, start)
 
 
+def put_row(grid: Grid, x: Array, part: Array, axes: Axes, n: Any) -> Array:
+    """Returns the padded array with the part of the n-th row at hand written where it stands."""
+    return put(grid, x, part, axes, Tile(0, 0, is_full=True, row=n, column=0))
+
+
 def _cuts(grid: Grid, axes: Axes, tile: Tile) -> Iterator[tuple[int, Any, int]]:
     """Yields every axis that is cut, with the index of the tile along it and its side."""
     if axes.query is not None:
@@ -292,9 +306,9 @@ def part_shape(grid: Grid, x: Any, axes: Axes) -> tuple[Any, ...]:
     return _shape(x, axes, (grid.query_side, grid.key_side))
 
 
-def whole_shape(grid: Grid, part: Any, axes: Axes, counts: tuple[Any, Any]) -> tuple[Any, ...]:
-    """Returns the shape of an array of so many tiles at hand from that of the part of one."""
-    rows, columns = counts[0], grid.counts[1] if axes.is_whole else counts[1]
+def whole_shape(grid: Grid, part: Any, axes: Axes, shares: tuple[Share, Share]) -> tuple[Any, ...]:
+    """Returns the shape of the array at hand from that of the part of one tile."""
+    rows, columns = shares[0].count, grid.counts[1] if axes.is_whole else shares[1].count
     return _shape(part, axes, (rows * grid.query_side, columns * grid.key_side))
 
 

@@ -203,14 +203,13 @@ def test_wrong_type(wrong):
     assert_refused(attn.dot_product_attention, TypeError, *WRONG_TYPES[wrong])
 
 
-@pytest.mark.parametrize("named", [None, *IMPLEMENTATIONS])
+@pytest.mark.parametrize("named", IMPLEMENTATIONS)
 def test_implementation_that_is_named_runs_and_no_other(named, monkeypatch):
-    """Without a name, the first."""
 
     def never(*_):
         raise AssertionError("not the one that was named")
 
-    marked = IMPLEMENTATIONS[named or next(iter(IMPLEMENTATIONS))]
+    marked = IMPLEMENTATIONS[named]
     for name, function in IMPLEMENTATIONS.items():
         monkeypatch.setitem(IMPLEMENTATIONS, name, function if function is marked else never)
     attend = functools.partial(attn.dot_product_attention, implementation=named)

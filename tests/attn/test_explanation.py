@@ -141,8 +141,9 @@ def test_traced_mask_is_not_known_yet():
 
 def test_text():
     x = shape(1, 8192, 4, 64)
-    assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:3] == [
+    assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:4] == [
         "implementation  blockwise",
+        "not fused       its kernels are for tpu; this is cpu",
         "not reference   it takes O(T S) memory: it runs if it is named",
         "tiles           120 full, 16 mixed, 120 empty; of 512 queries, 512 keys",
     ]

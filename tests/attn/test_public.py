@@ -122,7 +122,7 @@ FROM_THE_GROUND_UP = (
         "dropout",
     ),
     *("fields", "mask_algebra", "masks", "scores", "reference"),
-    *("products", "tiles", "spread", "tile_sum", "plan", "blockwise"),
+    *("products", "tiles", "spread", "overrides", "tile_sum", "plan", "kernels", "blockwise"),
     *(
         "arguments",
         "dot_product",

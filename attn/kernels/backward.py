@@ -1,0 +1,244 @@
+"""The backward pass as two kernels: along rows for queries, along columns for keys and values.
+
+    p = exp(s - lse)       ds = p (z v do^T + r)
+    dq += f'(ds)^T k       dk += f'(ds) q       dv += p z do
+
+with r the cotangent of lse less ``do . o``, as in ``attn.blockwise``, and f' the transpose of the
+derivative of the function of pairs, by ``jax.vjp`` inside of the kernel: so bias and parameters of
+a score function have their gradients from the same pass, in the form that the pairs take them in,
+and outside of it the transpose of ``of_pairs`` leads back to what they were given as.
+
+Dao et al., arXiv 2205.14135, algorithm 4; Dao, arXiv 2307.08691.
+
+Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
+widths, t and s the sides of a tile.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from attn.kernels import call as calls
+from attn.kernels import grid
+from attn.kernels import tile as tiles
+from attn.kernels.call import Call
+from attn.kernels.grid import Block
+from attn.kernels.pairwise import KEY, NEITHER, QUERY, Value
+from attn.plan import Context, Inputs
+from attn.softmax_state import finite
+
+
+def backward(
+    call: Call,
+    context: Context,
+    inputs: Inputs,
+    lse: Float[Array, "*B K G T"],
+    d_output: Float[Array, "*B K V G T"],
+    d_lse: Float[Array, "*B K G T"],
+) -> Inputs:
+    """Returns the cotangents of the inputs, arranged as they are.
+
+    Cost: seven matrix products a tile; no memory but that of the results.
+
+    Args:
+      call: of which it is a pass.
+      context: of the call.
+      inputs: of the call.
+      lse: what the forward pass returned.
+      d_output: the cotangent of the output.
+      d_lse: that of the log-sum-exp, less ``d_output . output``.
+    """
+    plan = call.plan
+    query, key, value = calls.arrays_of(call, inputs)
+    operands = calls.operands_of(context, inputs)
+    moving = [n for n, x in enumerate(call.pairs.inputs) if _is_float(x)]
+
+    def moved(some):
+        given = calls.of_pairs(call, (context, *some))
+        return [given[n] for n in moving], given
+
+    _, pull, given = jax.vjp(moved, operands[1:], has_aux=True)
+    cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
+    rows = [calls.of_heads(plan, x[..., None, :]) for x in (finite(lse), d_lse)]
+    arrays = _Arrays(query, key, value, given, cotangents, *rows)
+    d_query, of_queries = _along_rows(call, context, arrays)
+    d_key, d_value, of_keys = _along_columns(call, context, arrays)
+    found = of_queries | of_keys
+    d_given = [_summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
+    ((d_bias, d_scale, d_params),) = pull(d_given)
+    return Inputs(
+        query=jnp.swapaxes(calls.of_groups(plan, d_query), -3, -2),
+        key=jnp.swapaxes(d_key, -1, -2),
+        value=jnp.swapaxes(d_value, -1, -2),
+        bias=d_bias,
+        scale=d_scale,
+        params=d_params,
+    )
+
+
+def _is_float(x: Value) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _summed(x: Array, like: Array) -> Array:
+    """Returns a cotangent summed over the axes along which what it is of is the same."""
+    x = jnp.sum(x, [n for n in range(x.ndim - 1) if like.shape[n] == 1], keepdims=True)
+    if x.shape[-1] != like.shape[-1]:
+        x = jnp.sum(jnp.reshape(x, (*x.shape[:-1], -1, like.shape[-1])), axis=-2)
+    return x.astype(like.dtype)
+
+
+class _Arrays(NamedTuple):
+    """What both kernels read."""
+
+    query: Float[Array, "*B N T H"]
+    key: Float[Array, "*B K S H"]
+    value: Float[Array, "*B K S V"]
+    given: list[Array]
+    """What the pairs take from outside."""
+    d_output: Float[Array, "*B N T V"]
+    lse: Float[Array, "*B N 1 T"]
+    d_lse: Float[Array, "*B N 1 T"]
+
+    def blocks(self, call: Call) -> list[Block]:
+        """Returns how they are cut."""
+        return [
+            *grid.arrays_blocks(self.query, self.key, self.value),
+            *grid.pairs_blocks(call, self.given),
+            Block(self.d_output.shape, (QUERY, NEITHER)),
+            Block(self.lse.shape, (NEITHER, QUERY)),
+            Block(self.d_lse.shape, (NEITHER, QUERY)),
+        ]
+
+
+class _Gradients(NamedTuple):
+    """What both kernels compute of a tile."""
+
+    tile: tiles.Tile
+    allowed: Bool[Array, "s t"] | None
+    weights: Float[Array, "s t"]
+    """p z."""
+    d_output: Float[Array, "t V"]
+    d_products: Float[Array, "s t"]
+    """The cotangent of ``k q^T``."""
+    d_given: dict[Value, Array]
+
+
+def _gradients(call: Call, refs: Sequence[Any], *, is_full: bool) -> _Gradients:
+    *refs, d_output, lse, d_lse = refs
+    tile = tiles.read(call, refs)
+    allowed = tiles.allowed_in(call, tile, is_full=is_full)
+    products = tile.products
+    if allowed is not None:
+        products = jnp.where(allowed, products, 0)
+    moving = [x for x in tile.given if _is_float(x)]
+
+    def scores_of(products, some):
+        moved = tile._replace(given=tile.given | dict(zip(moving, some, strict=True)))
+        return tiles.scores_of(call, moved, products, allowed)
+
+    scores, pull = jax.vjp(scores_of, products, [tile.given[x] for x in moving])
+    weights = jnp.exp(scores - lse[...])
+    mixed = tiles.dot(tiles.of_those_asked(tile.value, allowed, 0), d_output[...], (1, 1))
+    d_scores = weights * (tiles.kept_of(call, tile, scores, mixed) + d_lse[...])
+    if allowed is not None:
+        d_scores = jnp.where(allowed, d_scores, 0)
+    d_products, d_moving = pull(d_scores)
+    kept = tiles.kept_of(call, tile, scores, weights)
+    d_given = dict(zip(moving, d_moving, strict=True))
+    return _Gradients(tile, allowed, kept, d_output[...], d_products, d_given)
+
+
+def _along_rows(
+    call: Call, context: Context, arrays: _Arrays
+) -> tuple[Float[Array, "*B N H T"], dict[Value, Array]]:
+    """Returns the cotangent of the query, and of what the pairs take from queries and cut."""
+    *lanes, num_queries, width = arrays.query.shape
+    side, blocks = call.plan.grid.query_side, arrays.blocks(call)
+    moving = [x for x in call.pairs.inputs if _is_float(x) and x.depends != KEY]
+    rows, cuts = ([x for x in moving if x.is_cut == is_cut] for is_cut in (False, True))
+    of_rows = [
+        Block((*lanes, width, num_queries), (NEITHER, QUERY)),
+        *[Block((*lanes, 1, num_queries), (NEITHER, QUERY))] * len(rows),
+    ]
+    of_cuts = [Block((*lanes, num_queries, arrays.key.shape[-2]), (QUERY, KEY))] * len(cuts)
+
+    def add(refs, outputs, sums, *, member, is_full):
+        del member
+        found = _gradients(call, refs[: len(blocks)], is_full=is_full)
+        keys = tiles.of_those_asked(found.tile.key, found.allowed, 0)
+        sums[0][...] += tiles.dot(keys, found.d_products.astype(keys.dtype), (0, 0))
+        for x, of in zip(sums[1:], rows, strict=True):
+            x[...] += found.d_given[of].astype(call.dtype)
+        for x, of in zip(outputs[len(of_rows) :], cuts, strict=True):
+            x[...] = found.d_given[of].astype(call.dtype).T
+
+    def finish(outputs, sums, *, member):
+        del member
+        for x, total in zip(outputs[: len(of_rows)], sums, strict=True):
+            x[...] = total[...]
+
+    # Tiles that are not visited keep the 0 that they were.
+    zeros = [jnp.zeros(x.shape, call.dtype) for x in of_cuts]
+    d_query, *d_given = grid.run(
+        call,
+        "attention_backward_queries",
+        add,
+        finish,
+        QUERY,
+        context,
+        (*jax.tree.leaves(arrays), *zeros),
+        inputs=[*blocks, *of_cuts],
+        outputs=[*of_rows, *of_cuts],
+        sums=[(width, side), *[(1, side)] * len(rows)],
+        aliases={len(blocks) + n: len(of_rows) + n for n in range(len(of_cuts))},
+    )
+    return d_query, dict(zip([*rows, *cuts], d_given, strict=True))
+
+
+def _along_columns(
+    call: Call, context: Context, arrays: _Arrays
+) -> tuple[Float[Array, "*B K S H"], Float[Array, "*B K S V"], dict[Value, Array]]:
+    """Returns the cotangents of key and value, and of what the pairs take from keys."""
+    key, value = arrays.key, arrays.value
+    side, blocks = call.plan.grid.key_side, arrays.blocks(call)
+    columns = [x for x in call.pairs.inputs if _is_float(x) and x.depends == KEY]
+    of_heads = Block((*arrays.query.shape[:-2], 1, key.shape[-2]), (NEITHER, KEY))
+
+    def add(refs, outputs, sums, *, member, is_full):
+        del outputs
+        found = _gradients(call, refs, is_full=is_full)
+        queries = tiles.of_those_asked(found.tile.query, found.allowed, 1)
+        sums[0][...] += tiles.dot(found.d_products.astype(queries.dtype), queries, (1, 0))
+        weights = found.weights.astype(found.d_output.dtype)
+        sums[1][...] += tiles.dot(weights, found.d_output, (1, 0))
+        for x, of in zip(sums[2:], columns, strict=True):
+            x[member] += found.d_given[of].astype(call.dtype).T
+
+    def finish(outputs, sums, *, member):
+        # Once for each head: what is of the key alone is whole after the last of them.
+        for x, total in zip(outputs[:2], sums[:2], strict=True):
+            x[...] = total[...]
+        for x, total in zip(outputs[2:], sums[2:], strict=True):
+            x[...] = total[member]
+
+    d_key, d_value, *d_given = grid.run(
+        call,
+        "attention_backward_keys",
+        add,
+        finish,
+        KEY,
+        context,
+        jax.tree.leaves(arrays),
+        inputs=blocks,
+        outputs=[*grid.arrays_blocks(*arrays[:3])[1:], *[of_heads] * len(columns)],
+        sums=[
+            (side, key.shape[-1]),
+            (side, value.shape[-1]),
+            *[(call.group_size, 1, side)] * len(columns),
+        ],
+    )
+    return d_key, d_value, dict(zip(columns, d_given, strict=True))

@@ -1,0 +1,157 @@
+"""A planned call as kernels see it: its function of pairs taken apart, its arrays heads first.
+
+Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
+widths, t and s the sides of a tile.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn.devices import example, vary, varying
+from attn.kernels.pairwise import KEY, Split, split
+from attn.overrides import Refused
+from attn.plan import Context, Inputs, Plan, axes_of
+from attn.tiles import Tile, cut
+
+LANES = 128
+"""Of a register: sides of tiles are multiples."""
+MOST_TILES = 2**17
+"""As many as a list of them has room for, where a kernel can read it."""
+SCORES, MASKED_SCORES, ALLOWED, FACTORS = range(4)
+"""The results of a function of pairs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A planned call, taken apart."""
+
+    plan: Plan
+    pairs: Split
+    dtype: Any
+    """Of scores and sums."""
+    is_masked: bool
+    has_dropout: bool
+    interpret: bool
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return self.plan.num_heads // self.plan.num_key_heads
+
+
+def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool = False) -> Call:
+    """Returns the call as kernels see it.
+
+    Args:
+      plan: of the call.
+      context: of the call.
+      inputs: of the call.
+      interpret: whether its kernels are interpreted, which takes tiles of any size.
+
+    Raises:
+      Refused: if kernels cannot take it.
+    """
+    grid = plan.grid
+    sides = grid.query_side, grid.key_side
+    if plan.ring is not None or plan.heads is not None:
+        raise Refused("it is spread over devices")
+    if not all(isinstance(n, int) for n in (*plan.batch, *grid.counts)):
+        raise Refused("its sizes are symbolic")
+    if not interpret:
+        if any(side % LANES for side in sides):
+            raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {LANES}")
+        if inputs.query.dtype != jnp.float32:
+            raise Refused(f"it is computed in {inputs.query.dtype}")
+        if grid.counts[0] * grid.counts[1] > MOST_TILES:
+            raise Refused(f"it has more than {MOST_TILES} tiles")
+    is_masked, has_dropout = not (plan.allow is None and grid.is_exact), context.seed is not None
+
+    def of_tile(operands, i, j, scores):
+        context, bias, scale, params = operands
+        tile = Tile(i, j, is_full=False, row=i, column=j)
+        if bias is not None:
+            bias = cut(grid, bias, axes_of(inputs).bias, tile)
+        scores = scores * scale
+        allowed = plan.allowed(context, tile) if is_masked else None
+        changed = functools.partial(plan.changed, tile, scores, bias, params)
+        factors = plan.factors(context, tile, scores)
+        results = {SCORES: changed(None), FACTORS: factors}
+        if is_masked:
+            results |= {MASKED_SCORES: changed(allowed), ALLOWED: allowed}
+        return [results.get(n, 0) for n in range(4)]
+
+    shape = (*plan.batch, plan.num_key_heads, plan.num_heads // plan.num_key_heads, *sides)
+    scores = example(shape, inputs.query.dtype, varying(context, inputs))
+    pairs = split(of_tile, grid.counts, operands_of(context, inputs), scores)
+    return Call(plan, pairs, inputs.query.dtype, is_masked, has_dropout, interpret)
+
+
+def operands_of(context: Context, inputs: Inputs) -> tuple[Any, ...]:
+    """Returns what the function of pairs is a function of."""
+    return context, inputs.bias, inputs.scale, inputs.params
+
+
+def arrays_of(call: Call, inputs: Inputs) -> tuple[Array, Array, Array]:
+    """Returns query ``[*B, N, T, H]``, key ``[*B, K, S, H]``, value ``[*B, K, S, V]``.
+
+    In the dtype that they were given in: it holds them exactly.
+    """
+    plan = call.plan
+    query = of_heads(plan, jnp.moveaxis(inputs.query, -3, -1))
+    arrays = query, jnp.swapaxes(inputs.key, -1, -2), jnp.swapaxes(inputs.value, -1, -2)
+    query, key, value = (x.astype(plan.dtype) for x in arrays)
+    return query, key, value
+
+
+def of_heads(plan: Plan, x: Float[Array, "*B K G r c"]) -> Float[Array, "*B N r c"]:
+    """Returns what is of groups of heads as what is of heads."""
+    return jnp.reshape(x, (*plan.batch, plan.num_heads, *x.shape[-2:]))
+
+
+def of_groups(plan: Plan, x: Float[Array, "*B N r c"]) -> Float[Array, "*B K G r c"]:
+    """Returns what is of heads as what is of groups of heads."""
+    groups = plan.num_key_heads, plan.num_heads // plan.num_key_heads
+    return jnp.reshape(x, (*plan.batch, *groups, *x.shape[-2:]))
+
+
+def of_pairs(call: Call, operands: tuple[Any, ...]) -> list[Array]:
+    """Returns what the pairs take from outside, in the order of ``Split.inputs``.
+
+    What is cut along both axes is ``[*B, N, T, S]``, what is of queries ``[*B, N, 1, T]``, of keys
+    ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``; *B and N are 1 where it is the same for all.
+    """
+    plan, found = call.plan, []
+    for x in call.pairs.inputs:
+        if x.is_cut:
+            found.append(_in_lanes(plan, call.pairs.whole(x, operands)))
+            continue
+        parts = call.pairs.along(x, operands)
+        n, *shape = parts.shape
+        parts = jnp.reshape(parts, (n, *(1,) * (2 - len(shape)), *shape))
+        parts = jax.vmap(functools.partial(_in_lanes, plan))(parts)
+        side = plan.grid.key_side if x.depends == KEY else plan.grid.query_side
+        parts = jnp.reshape(parts, (*parts.shape[:-2], 1, -1))
+        parts = jnp.broadcast_to(parts, (*parts.shape[:-1], side))
+        parts = jnp.moveaxis(parts, 0, -2)
+        found.append(jnp.reshape(parts, (*parts.shape[:-2], n * side)))
+    # Memory of a kernel holds no booleans.
+    found = [x.astype(jnp.int32) if x.dtype == bool else x for x in found]
+    return vary(found, varying(operands))
+
+
+def _in_lanes(plan: Plan, x: Array) -> Array:
+    """Returns ``[..., r, c]`` with the axes ``[*B, N, r, c]``, those of 1 as they are."""
+    *lanes, rows, columns = x.shape
+    missing = len(plan.batch) + 1 - len(lanes)
+    if missing >= 0:
+        return jnp.reshape(x, (*(1,) * missing, *x.shape))
+    *batch, key_heads, group_size = lanes
+    if key_heads * group_size != 1:
+        groups = plan.num_key_heads, plan.num_heads // plan.num_key_heads
+        x = jnp.broadcast_to(x, (*batch, *groups, rows, columns))
+    return jnp.reshape(x, (*batch, -1, rows, columns))

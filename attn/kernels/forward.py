@@ -1,0 +1,78 @@
+"""The forward pass as a kernel: the state of a row of queries absorbs one tile of keys a step.
+
+    s = f(k q^T)      m, l, a absorb exp(s) and v      o = a / l      lse = m + log l
+
+as ``attn.softmax_state`` does, but with keys first. Dao et al., arXiv 2205.14135, algorithm 1; Dao,
+arXiv 2307.08691.
+
+Letters: ``*B`` leading axes, K key heads, G query heads that share one, T queries, V value width.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn.kernels import call as calls
+from attn.kernels import grid
+from attn.kernels import tile as tiles
+from attn.kernels.call import Call
+from attn.kernels.grid import Block
+from attn.kernels.pairwise import NEITHER, QUERY
+from attn.plan import Context, Inputs
+from attn.softmax_state import finite
+
+
+def forward(
+    call: Call, context: Context, inputs: Inputs
+) -> tuple[Float[Array, "*B K V G T"], Float[Array, "*B K G T"]]:
+    """Returns output and log-sum-exp.
+
+    Cost: two matrix products a tile; no memory but that of the results.
+    """
+    arrays = calls.arrays_of(call, inputs)
+    given = calls.of_pairs(call, calls.operands_of(context, inputs))
+    side, width = call.plan.grid.query_side, arrays[2].shape[-1]
+    *lanes, num_queries, _ = arrays[0].shape
+
+    def absorb(refs, outputs, state, *, member, is_full):
+        del outputs, member
+        maximum, denominator, numerator = state
+        tile = tiles.read(call, refs)
+        allowed = tiles.allowed_in(call, tile, is_full=is_full)
+        scores = tiles.scores_of(call, tile, tile.products, allowed)
+        greatest = jnp.maximum(maximum[...], jnp.max(scores, axis=0, keepdims=True))
+        weights = jnp.exp(scores - finite(greatest))
+        correction = jnp.exp(maximum[...] - finite(greatest))
+        kept = tiles.kept_of(call, tile, scores, weights)
+        values = tiles.of_those_asked(tile.value, allowed, 0)
+        mixed = tiles.dot(values, kept.astype(values.dtype), (0, 0))
+        total = jnp.sum(weights, axis=0, keepdims=True)
+        maximum[...] = greatest
+        denominator[...] = correction * denominator[...] + total
+        numerator[...] = correction * numerator[...] + mixed
+
+    def finish(outputs, state, *, member):
+        del member
+        (output, lse), (maximum, denominator, numerator) = outputs, state
+        seen = denominator[...] != 0
+        total = jnp.where(seen, denominator[...], 1)
+        output[...] = numerator[...] / total
+        lse[...] = jnp.where(seen, maximum[...] + jnp.log(total), -jnp.inf)
+
+    output, lse = grid.run(
+        call,
+        "attention",
+        absorb,
+        finish,
+        QUERY,
+        context,
+        (*arrays, *given),
+        inputs=[*grid.arrays_blocks(*arrays), *grid.pairs_blocks(call, given)],
+        outputs=[
+            Block((*lanes, width, num_queries), (NEITHER, QUERY)),
+            Block((*lanes, 1, num_queries), (NEITHER, QUERY)),
+        ],
+        sums=[(1, side), (1, side), (width, side)],
+        starts=[-jnp.inf],
+    )
+    output, lse = (calls.of_groups(call.plan, x) for x in (output, lse))
+    return jnp.swapaxes(output, -3, -2), lse[..., 0, :]

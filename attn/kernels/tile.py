@@ -1,0 +1,82 @@
+"""One tile of scores, with keys first: what is known of each query is then a row of lanes.
+
+Letters: t queries and s keys of the tile, H and V head widths.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
+from attn.kernels.pairwise import KEY, Value, repeated
+
+
+class Tile(NamedTuple):
+    """What a kernel has read of a tile."""
+
+    query: Float[Array, "t H"]
+    key: Float[Array, "s H"]
+    value: Float[Array, "s V"]
+    given: dict[Value, Array]
+    """What the pairs take from outside; each ``[1, t]``, ``[s, 1]`` or ``[s, t]``."""
+
+    @property
+    def products(self) -> Float[Array, "s t"]:
+        """``k q^T``."""
+        return dot(self.key, self.query, (1, 1))
+
+
+def read(call: Call, refs: Sequence[Any]) -> Tile:
+    """Returns a tile from references to query, key, value and the inputs of the pairs."""
+    query, key, value, *inputs = refs
+    given = {}
+    for x, ref in zip(call.pairs.inputs, inputs, strict=True):
+        part = ref[...].T if x.is_cut or x.depends == KEY else ref[...]
+        given[x] = part != 0 if x.dtype == bool else part
+    return Tile(query[...], key[...], value[...], given)
+
+
+def allowed_in(call: Call, tile: Tile, *, is_full: bool) -> Bool[Array, "s t"] | None:
+    """Returns which pairs take part; None is all."""
+    if is_full or not call.is_masked:
+        return None
+    shape = tile.key.shape[0], tile.query.shape[0]
+    # Of masks, the scores are not looked at.
+    allowed = call.pairs.inner(tile.given, jnp.zeros(shape, call.dtype), ALLOWED)
+    return repeated(allowed, shape)
+
+
+def scores_of(
+    call: Call, tile: Tile, products: Float[Array, "s t"], allowed: Array | None
+) -> Float[Array, "s t"]:
+    """Returns the scores, -inf where a pair takes no part."""
+    return call.pairs.inner(tile.given, products, SCORES if allowed is None else MASKED_SCORES)
+
+
+def kept_of(call: Call, tile: Tile, scores: Array, x: Float[Array, "s t"]) -> Float[Array, "s t"]:
+    """Returns ``z x / (1 - rate)``, of dropout; ``x`` without."""
+    return x * call.pairs.inner(tile.given, scores, FACTORS) if call.has_dropout else x
+
+
+def of_those_asked(
+    x: Float[Array, "n W"], allowed: Bool[Array, "s t"] | None, axis: int
+) -> Float[Array, "n W"]:
+    """Returns the keys (axis 0) or queries (axis 1) with 0 for those in no allowed pair.
+
+    So what stands there, NaN included, reaches nothing.
+    """
+    if allowed is None:
+        return x
+    is_asked = jnp.max(allowed.astype(jnp.int32), axis=1 - axis, keepdims=True)
+    is_asked = is_asked if axis == 0 else is_asked.T
+    return jnp.where(jnp.broadcast_to(is_asked, x.shape) != 0, x, jnp.zeros_like(x))
+
+
+def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
+    """Returns the matrix product, summed over an axis of each, in float32 or more."""
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    contract = (((axes[0],), (axes[1],)), ((), ()))
+    return lax.dot_general(a, b, contract, preferred_element_type=dtype)

@@ -1,0 +1,187 @@
+"""Kernels in the place of what they compute: where the platform has them, and they can take a call.
+
+What a kernel computes is defined without it, by operations that JAX can do everything with. A
+kernel is another way to run it, chosen when a program is compiled and its platform is known; rules
+of derivatives and of batching never see it. It may refuse a call, and then the definition runs.
+
+A platform and its kernels are one line in ``PLATFORMS``.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from attn.devices import abstract
+
+PLATFORMS = {"tpu": {"interpret": False}}
+"""Where kernels run if nothing is named, and how they are called there."""
+INTERPRETED = {"cpu": {"interpret": True}}
+"""Where they run, slowly, if they are named."""
+
+
+class Refused(ValueError):
+    """A kernel cannot take a call; an error where it was named, else the definition runs."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"implementation is 'fused', and the call is not for it: {reason}")
+        self.reason = reason
+
+
+class Kernel(NamedTuple):
+    """Another way to run something."""
+
+    run: Callable[..., list[Any]]
+    """``(*operands, **of the platform)``, as what it stands for; raises ``Refused``."""
+    is_named: bool
+    """Whether it runs or the call fails."""
+
+    def batch(self, size: int, mapped: Sequence[bool]) -> "Kernel":
+        """Returns the kernel over ``size`` lanes; what is mapped has them as its first axis."""
+        in_axes = [0 if is_mapped else None for is_mapped in mapped]
+
+        def run(*operands, **platform):
+            of_lane = functools.partial(self.run, **platform)
+            return jax.vmap(of_lane, in_axes, axis_size=size)(*operands)
+
+        return self._replace(run=run)
+
+
+class Pull(NamedTuple):
+    """The transpose of a sum over tiles, as a kernel."""
+
+    function: Callable
+    """``(operands, cotangents, **of the platform)`` gives those of the linear operands, which are
+    None among the operands, as are cotangents that are 0; and any for what is None in ``linear``.
+    """
+    linear: Callable
+    """Of the operands, gives the subtree of those in which the sum is linear."""
+    is_named: bool
+    """See ``Kernel``."""
+
+    def of_leaves(self, tree: Any) -> Callable:
+        """Returns ``(linear, given) -> Kernel | None``, of operands of this structure, by place."""
+        count, every = tree.num_leaves, functools.partial(jax.tree.leaves, is_leaf=_is_none)
+        places = every(self.linear(jax.tree.unflatten(tree, range(count))))
+
+        def transposed(linear, given):
+            if sorted(linear) != sorted(k for k in places if k is not None):
+                return None
+            rest = [k for k in range(count) if k not in linear]
+
+            def run(*leaves, **platform):
+                operands: list[Any] = [None] * count
+                cotangents: list[Any] = [None] * (max(given) + 1)
+                for k, x in zip(rest, leaves, strict=False):
+                    operands[k] = x
+                for k, x in zip(given, leaves[len(rest) :], strict=True):
+                    cotangents[k] = x
+                found = self.function(jax.tree.unflatten(tree, operands), cotangents, **platform)
+                found = dict(zip(places, every(found), strict=True))
+                return [found[k] for k in linear]
+
+            return Kernel(run, self.is_named)
+
+        return transposed
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+class Opaque(NamedTuple):
+    """A function of arrays that JAX looks into when it compiles, not before."""
+
+    definition: Callable[..., list[Any]]
+    outs: tuple[jax.ShapeDtypeStruct, ...]
+    """The types of the results."""
+    kernel: Kernel | None = None
+    """Another way to run it."""
+    is_plain: bool = False
+    """Whether the function is not to see over which axes of a mesh arrays vary."""
+
+    def __call__(self, *operands: Any) -> list[Any]:
+        """Returns the results."""
+        return opaque_p.bind(*operands, function=self)
+
+    def batch(self, size: int, mapped: Sequence[bool]) -> "Opaque":
+        """Returns what is done over ``size`` lanes; what is mapped has them as its first axis."""
+        in_axes = [0 if is_mapped else None for is_mapped in mapped]
+        return self._replace(
+            definition=jax.vmap(self.definition, in_axes, axis_size=size),
+            outs=tuple(jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in self.outs),
+            kernel=None if self.kernel is None else self.kernel.batch(size, mapped),
+        )
+
+
+opaque_p = Primitive("opaque")
+opaque_p.multiple_results = True
+opaque_p.def_impl(lambda *operands, function: jax.jit(function)(*operands))
+
+
+@opaque_p.def_abstract_eval
+def _abstract_eval(*operands, function):
+    return [abstract(x.shape, x.dtype, operands) for x in function.outs]
+
+
+def _batch(operands, axes, *, function):
+    pairs = list(zip(operands, axes, strict=True))
+    size = next(x.shape[axis] for x, axis in pairs if axis is not None)
+    operands = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
+    outs = function.batch(size, [axis is not None for axis in axes])(*operands)
+    return outs, [0] * len(outs)
+
+
+batching.primitive_batchers[opaque_p] = _batch
+
+
+def register(primitive: Primitive, of_params: Callable) -> None:
+    """Gives a primitive of many results its lowering on every platform.
+
+    Args:
+      primitive: to be lowered.
+      of_params: of its parameters, an ``Opaque``.
+    """
+
+    def lower(platform):
+        def rule(context, *operands, **params):
+            function = of_params(**params)
+            if function.is_plain:
+                plain = [
+                    [ShapedArray(x.shape, x.dtype) for x in types]
+                    for types in (context.avals_in, context.avals_out)
+                ]
+                context = context.replace(avals_in=plain[0], avals_out=plain[1])
+            options = _options(platform, function.kernel)
+            if options is not None:
+                run = functools.partial(function.kernel.run, **options)
+                try:
+                    return mlir.lower_fun(run, multiple_results=True)(context, *operands)
+                except Refused:
+                    if function.kernel.is_named:
+                        raise
+            return mlir.lower_fun(function.definition, multiple_results=True)(context, *operands)
+
+        return rule
+
+    mlir.register_lowering(primitive, lower("this platform"))
+    for platform in ("cpu", "cuda", "rocm", "tpu"):
+        mlir.register_lowering(primitive, lower(platform), platform=platform)
+
+
+def _options(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
+    """Returns how a kernel is called; None if it is not."""
+    if kernel is None:
+        return None
+    options = (PLATFORMS | INTERPRETED if kernel.is_named else PLATFORMS).get(platform)
+    if options is None and kernel.is_named:
+        raise NotImplementedError(f"implementation is 'fused': there is no kernel for {platform}")
+    return options
+
+
+register(opaque_p, lambda function: function)

@@ -1,0 +1,152 @@
+"""A function of tiles taken apart is the function: at every tile, and at no width but its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn.kernels.pairwise import KEY, NEITHER, QUERY, split
+from attn.overrides import Refused
+
+B, N, T, S, t, s = 2, 3, 12, 20, 4, 5
+COUNTS = T // t, S // s
+RNG = np.random.default_rng(0)
+OPERANDS = {
+    "ids": RNG.integers(0, 9, (B, S)),
+    "slopes": RNG.normal(size=(N,)),
+    "table": RNG.normal(size=(7,)),
+    "pairs": RNG.normal(size=(B, 1, T, S)),
+}
+SCORES = jax.ShapeDtypeStruct((B, N, t, s), jnp.float32)
+
+
+def places(i, j):
+    """Queries and keys of a tile, ``[1, 1, t, 1]`` and ``[1, 1, 1, s]``."""
+    return (i * t + jnp.arange(t))[:, None][None, None], (j * s + jnp.arange(s))[None, None, None]
+
+
+def cut(x, start, size, axis):
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def ids(x, i, j):
+    queries, keys = cut(x["ids"], i * t, t, 1), cut(x["ids"], j * s, s, 1)
+    return queries[:, None, :, None] == keys[:, None, None]
+
+
+def gathered(x, i, j):
+    queries, keys = places(i, j)
+    return jnp.sin(x["table"][queries % 7] * x["table"][keys % 7])
+
+
+def twice(x, i, j):
+    @jax.jit
+    def ahead(a, b):
+        return jnp.where(a > b, a - b, 0)
+
+    queries, keys = places(i, j)
+    return ahead(queries, keys) + ahead(keys + 1, queries)
+
+
+FUNCTIONS = {
+    "causal": lambda x, i, j, p: jnp.where(places(i, j)[1] <= places(i, j)[0], p, -1.0),
+    "slopes": lambda x, i, j, p: (
+        p - x["slopes"][:, None, None] * jnp.abs(places(i, j)[0] - places(i, j)[1])
+    ),
+    "an array that is cut": lambda x, i, j, p: (
+        p * cut(cut(x["pairs"], i * t, t, 2), j * s, s, 3) + places(i, j)[0]
+    ),
+    "the other axis first": lambda x, i, j, p: p + cut(cut(x["pairs"], j * s, s, 3), i * t, t, 2),
+    "ids": lambda x, i, j, p: jnp.where(ids(x, i, j), p, 0),
+    "gathered": lambda x, i, j, p: p * gathered(x, i, j),
+    "one function called twice": lambda x, i, j, p: p + twice(x, i, j),
+    "repeated": lambda x, i, j, p: (
+        p + jnp.ones(p.shape) * jnp.broadcast_to(places(i, j)[0], p.shape)
+    ),
+    "one row alone": lambda x, i, j, p: p * (places(i, j)[0] == 3),
+    "two axes": lambda x, i, j, p: (
+        p + jnp.broadcast_to((places(i, j)[0] * places(i, j)[1])[0, 0], p.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_is_the_same_at_every_tile(name):
+    def function(*x):
+        return [FUNCTIONS[name](*x)]
+
+    taken = split(function, COUNTS, OPERANDS, SCORES)
+    whole = {x: taken.whole(x, OPERANDS) for x in taken.inputs if x.is_cut}
+    for i in range(COUNTS[0]):
+        for j in range(COUNTS[1]):
+            scores = RNG.normal(size=SCORES.shape).astype(np.float32)
+            (expected,) = function(OPERANDS, i, j, scores)
+            rest = [x for x in taken.inputs if not x.is_cut]
+            given = dict(zip(rest, taken.outer(rest, OPERANDS, i, j), strict=True))
+            for x, array in whole.items():
+                given[x] = array[..., i * t : (i + 1) * t, j * s : (j + 1) * s]
+            for b in range(B):
+                for n in range(N):
+                    of_cell = {x: cell(array, b, n) for x, array in given.items()}
+                    found = taken.inner(of_cell, scores[b, n].T, 0)
+                    found = np.broadcast_to(found, (s, t)).T
+                    np.testing.assert_allclose(found, expected[b, n], rtol=1e-6, atol=1e-6)
+
+
+def cell(x, b, n):
+    """What one head reads of ``[B or 1, N or 1, t or 1, s or 1]``, keys first."""
+    x = np.asarray(x).reshape((1,) * (4 - np.ndim(x)) + np.shape(x))
+    return jnp.asarray(x[min(b, x.shape[0] - 1), min(n, x.shape[1] - 1)].T)
+
+
+def test_nothing_of_pairs_is_computed_outside():
+    function = FUNCTIONS["ids"]
+    taken = split(lambda *x: [function(*x)], COUNTS, OPERANDS, SCORES)
+    assert {(x.depends, x.narrow) for x in taken.inputs} == {
+        (QUERY, (B, 1, t, 1)),
+        (KEY, (B, 1, 1, s)),
+    }
+
+
+def test_the_same_value_is_taken_once():
+    def function(x, i, j, p):
+        queries, keys = places(i, j)
+        return [p + (queries - keys), p * (places(i, j)[0] - keys), p + x["slopes"][:, None, None]]
+
+    taken = split(function, COUNTS, OPERANDS, SCORES)
+    assert [x.depends for x in taken.inputs] == [QUERY, KEY, NEITHER]
+
+
+def refused_array(x, i, j, p):
+    return p + jnp.arange(t * s).reshape(t, s)
+
+
+def reports(x, i, j, p):
+    jax.debug.callback(lambda i: None, i)
+    return p
+
+
+REFUSED = {
+    "a sum over pairs": (lambda x, i, j, p: p - p.sum(-1, keepdims=True), "reduce_sum of pairs"),
+    "a gather at pairs": (
+        lambda x, i, j, p: p + x["table"][(places(i, j)[0] + places(i, j)[1]) % 7],
+        "of pairs",
+    ),
+    "a turned tile": (
+        lambda x, i, j, p: p[..., :t, :t].swapaxes(-1, -2)[..., :1, :1] + p,
+        "of pairs",
+    ),
+    "an array of pairs": (refused_array, "holds an array of pairs"),
+    "another tile's part": (
+        lambda x, i, j, p: p + cut(cut(x["pairs"], i * t, t, 2), j * 2, s, 3),
+        "elsewhere than at its tile",
+    ),
+    "side effects": (reports, "side effects"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_of_one_pair_is_refused(name):
+    function, reason = REFUSED[name]
+    with pytest.raises(Refused, match=reason):
+        split(lambda *x: [function(*x)], COUNTS, OPERANDS, SCORES)

@@ -1,0 +1,214 @@
+"""Kernels in programs for TPU, where there is none: where they run, and that they compile."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import attn
+from attn import scores
+
+ROOT = pathlib.Path(attn.__file__).parent.parent
+X = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16")
+
+
+def kernels_in(function, *x):
+    """How many kernels the program for TPU calls, before it is compiled."""
+    lowered = jax.jit(function).trace(*x).lower(lowering_platforms=("tpu",))
+    return lowered.as_text().count("tpu_custom_call")
+
+
+def total(*x, **options):
+    return jnp.sum(attn.dot_product_attention(*x, is_causal=True, **options))
+
+
+def test_they_run_both_passes():
+    assert kernels_in(total, X, X, X) == 1
+    assert kernels_in(jax.grad(total, (0, 1, 2)), X, X, X) == 3
+
+
+def test_they_run_under_vmap_and_remat():
+    several = jax.ShapeDtypeStruct((3, *X.shape), X.dtype)
+    assert kernels_in(jax.vmap(jax.grad(total, (0, 1, 2))), several, several, several) == 3
+    assert kernels_in(jax.grad(jax.checkpoint(total), (0, 1, 2)), X, X, X) >= 3
+
+
+def test_they_do_not_run_if_another_is_named():
+    for named in ("blockwise", "reference"):
+        attend = jax.grad(lambda *x, named=named: total(*x, implementation=named), (0, 1, 2))
+        assert kernels_in(attend, X, X, X) == 0
+
+
+def test_what_they_refuse_is_blockwise():
+    table = jnp.zeros((32, 4))
+    assert kernels_in(lambda *x: total(*x, score=scores.RelativeBias(table)), X, X, X) == 0
+
+
+def test_forward_mode_and_second_order_need_none():
+    assert kernels_in(lambda *x: jax.jvp(total, x, x), X, X, X) == 1, "the value"
+
+    def hvp(*x):
+        return jax.jvp(jax.grad(total), x, x)[1]
+
+    assert kernels_in(hvp, X, X, X) <= 1
+
+
+def test_a_platform_without_them_says_so():
+    attend = jax.jit(lambda *x: total(*x, implementation="fused"))
+    with pytest.raises(NotImplementedError, match="no kernel for cuda"):
+        attend.trace(X, X, X).lower(lowering_platforms=("cuda",))
+
+
+def test_one_export_for_every_platform_has_them_for_its_own():
+    export = jax.export.export(jax.jit(total), platforms=["cpu", "cuda", "tpu"])
+    assert export(X, X, X).mlir_module().count("tpu_custom_call") == 1
+
+
+def test_what_is_named_and_refused_says_why():
+    x = jnp.zeros((1, 8, 4, 8))
+    bias = scores.RelativeBias(jnp.zeros((8, 4)))
+    with pytest.raises(ValueError, match=r"implementation is 'fused'.*not elementwise"):
+        attn.dot_product_attention(x, x, x, score=bias, implementation="fused")
+    with pytest.raises(ValueError, match=r"implementation is 'fused'.*not elementwise"):
+        attn.explain(x, x, x, score=bias, implementation="fused")
+
+
+def test_explained():
+    found = attn.explain(X, X, X, is_causal=True, implementation="fused")
+    assert found.implementation == "fused"
+    assert found.tile == (512, 512)
+    assert "blockwise" in found.refused
+    odd = jax.ShapeDtypeStruct((1, 2001, 2, 8), "float32")
+    assert attn.explain(odd, odd, odd, implementation="fused").tile == (512, 512)
+    short = jax.ShapeDtypeStruct((1, 3, 2, 8), "float32")
+    assert attn.explain(short, short, short, implementation="fused").tile == (128, 128)
+
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import attn
+from attn import masks, scores
+
+topology = topologies.get_topology_desc(sys.argv[1], platform="tpu")
+mesh = Mesh(np.array(topology.devices).flatten()[:1], ("x",), axis_types=(AxisType.Auto,))
+def array(*shape, dtype="bfloat16"):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+def sizes(B=2, T=1024, S=None, N=4, K=2, H=64, V=None, dtype="bfloat16"):
+    S, V = S or T, V or H
+    return [array(B, *x, dtype=dtype) for x in ((T, N, H), (S, K, H), (S, K, V))]
+ids, lengths = array(2, 1024, dtype="int32"), array(2, dtype="int32")
+def attend(*x, **options):
+    return attn.dot_product_attention(*x, implementation="fused", **options)
+causal = dict(is_causal=True)
+CASES = {
+    "plain": (sizes(), lambda q, k, v: attend(q, k, v)),
+    "float32": (sizes(dtype="float32"), lambda q, k, v: attend(q, k, v, **causal)),
+    **{
+        f"width {H}": (sizes(H=H), lambda q, k, v: attend(q, k, v, **causal))
+        for H in (96, 128, 192, 256)
+    },
+    "values of another width": (sizes(H=96, V=128), lambda q, k, v: attend(q, k, v, **causal)),
+    "any length": (sizes(T=1999, S=777), lambda q, k, v: attend(q, k, v, **causal)),
+    "one query": (sizes(T=1, S=1024), lambda q, k, v: attend(q, k, v, **causal, alignment="end")),
+    "segments, lengths": (
+        [*sizes(), ids, lengths],
+        lambda q, k, v, ids, lengths: attend(
+            q, k, v, mask=masks.Causal() & masks.Segments(ids), key_value_seq_lengths=lengths
+        ),
+    ),
+    "prefix, window": (
+        [*sizes(), lengths],
+        lambda q, k, v, n: attend(q, k, v, mask=masks.Window(200, 0) | masks.Prefix(n)),
+    ),
+    "dense": (
+        [*sizes(), array(2, 1, 1024, 1024, dtype="bool")],
+        lambda q, k, v, mask: attend(q, k, v, mask=mask),
+    ),
+    "a user's mask": (
+        sizes(),
+        lambda q, k, v: attend(q, k, v, mask=masks.Where(lambda at: (at.query ^ at.key) % 3 > 0)),
+    ),
+    "a user's score function": (
+        [*sizes(), array(4, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q, k, v, score_params=p,
+            score=lambda s, at, p: jnp.tanh(s) * p[at.head] - jnp.log1p(jnp.abs(at.query - at.key)),
+        ),
+    ),
+    "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
+    "bias": (
+        [*sizes(), array(4, 1024, 1024, dtype="float32")],
+        lambda q, k, v, bias: attend(q, k, v, bias, **causal),
+    ),
+    "dropout": (
+        sizes(),
+        lambda q, k, v: attend(q, k, v, dropout_rate=0.1, dropout_rng=jax.random.key(0)),
+    ),
+    "long": (
+        sizes(B=1, T=131072, N=2, K=1, H=128),
+        lambda q, k, v: attend(q, k, v, local_window_size=(4096, 0)),
+    ),
+}
+for name in sys.argv[2:]:
+    x, function = CASES[name]
+    floats = [n for n, a in enumerate(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+    gradient = jax.grad(lambda *x: jnp.sum(function(*x)), floats)
+    for kernels, program in ((1, function), (3, gradient)):
+        lowered = jax.jit(program).lower(*x)
+        assert lowered.as_text().count("tpu_custom_call") == kernels, name
+        memory = lowered.compile().memory_analysis()
+        print(name, kernels, memory.temp_size_in_bytes, sep=";")
+"""
+SOME = ["plain", "segments, lengths", "a user's score function", "width 256"]
+EVERY = [
+    *SOME,
+    *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
+    *(
+        "one query",
+        "prefix, window",
+        "dense",
+        "a user's mask",
+        "soft cap",
+        "bias",
+        "dropout",
+        "long",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
+)
+@pytest.mark.parametrize(("chip", "names"), [("v5e", EVERY), ("v5p", SOME), ("v6e", SOME)])
+def test_the_compiler_takes_them(chip, names):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}[chip]
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, topology, *names],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = [line.split(";") for line in run.stdout.splitlines() if line.count(";") == 2]
+    assert len(found) == 2 * len(names)
+    for name, _, size in found:
+        if name not in ("bias", "dense", "long"):
+            assert int(size) < 2 * 4 * 1024**2 * 4, f"{name}: no map of all pairs"
+        if name == "long":
+            assert int(size) < 2**31
