@@ -22,6 +22,8 @@ PositionCode = Literal[tuple(POSITIONS)]
 
 MAX_SEED = 2**30
 """Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
+NEAR = 1.5
+"""Steps that a lower learning rate may take, times those of the soonest, to be chosen."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,12 +142,10 @@ class Results:
             observed.append(reached is not None)
         return statistics.kaplan_meier(times, observed)
 
-    def mean_interval(self, model: str, metric: str = "accuracy") -> tuple[float, float]:
-        """Returns the interval of the mean of ``scores``; infinite for one seed."""
-        low, high = statistics.mean_interval(self.scores(model, metric))
-        if metric == "loss" or math.isinf(low):
-            return low, high
-        return max(low, 0.0), min(high, 1.0)
+    def mean_interval(self, model: str) -> tuple[float, float]:
+        """Returns the interval of the mean accuracy, within 0..1; infinite for one seed."""
+        low, high = statistics.mean_interval(self.scores(model, "accuracy"))
+        return (low, high) if math.isinf(low) else (max(low, 0.0), min(high, 1.0))
 
     def variants(self) -> dict[str, list[str]]:
         """Returns the models of each mixer, that which did best on the valid split first.

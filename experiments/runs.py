@@ -36,18 +36,22 @@ class Status(enum.IntEnum):
     """A step was not finite; its state is the one before it."""
 
 
-def over_runs(num_runs: int) -> NamedSharding:
-    """Returns the sharding of the axis of runs: over as many devices as divide it."""
-    devices = jax.local_devices()
+def over_runs(num_runs: int, devices: Sequence[Any] | None = None) -> NamedSharding:
+    """Returns the sharding of the axis of runs: over as many devices as divide it.
+
+    Devices are those of this process, unless others are named to compile for.
+    """
+    devices = jax.local_devices() if devices is None else devices
     count = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
     mesh = jax.make_mesh((count,), ("run",), axis_types=(AxisType.Auto,), devices=devices[:count])
     return NamedSharding(mesh, PartitionSpec("run"))
 
 
-def slots_for(*counts: int) -> int:
+def slots_for(*counts: int, devices: Sequence[Any] | None = None) -> int:
     """Returns how many places hold each of these numbers of runs, on equally filled devices."""
-    devices = min(len(jax.local_devices()), max(counts))
-    return -(-max(counts) // devices) * devices
+    every = jax.local_devices() if devices is None else devices
+    filled = min(len(every), max(counts))
+    return -(-max(counts) // filled) * filled
 
 
 def stack_runs(runs: Sequence[Run], num_slots: int) -> tuple[Any, Any]:
@@ -66,6 +70,7 @@ def each_run(
     *,
     donate: bool = False,
     together: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """Returns ``function(*of_one_run, shared)`` jitted over stacked runs: ``(*stacked, shared)``.
 
@@ -75,11 +80,13 @@ def each_run(
       donate: whether the first argument's memory is given up.
       together: runs that a device does at once, as one vmapped computation; by default one on
         CPU, all elsewhere.
+      devices: those of this process, unless others are named to compile for.
     """
     runs, everywhere = PartitionSpec("run"), PartitionSpec()
-    mesh = over_runs(num_slots).mesh
+    mesh = over_runs(num_slots, devices).mesh
     if together is None:
-        together = 1 if jax.default_backend() == "cpu" else num_slots // mesh.size
+        platform = jax.default_backend() if devices is None else devices[0].platform
+        together = 1 if platform == "cpu" else num_slots // mesh.size
 
     def on_a_device(stacked: tuple[Any, ...], shared: Any) -> Any:
         at_once = None if together == 1 else together

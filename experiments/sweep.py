@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments import probes
-from experiments.config import Config
+from experiments.config import NEAR, Config
 from experiments.evaluate import Questions, build_ask, rounded, summarise
 from experiments.models.decoder import receptive_field, state_bytes
 from experiments.records import ModelRecord, StageRecord
@@ -32,9 +32,6 @@ from experiments.train import (
     initial_state,
     train,
 )
-
-NEAR = 1.5
-"""Steps that a lower learning rate may take, times those of the soonest, to be chosen."""
 
 
 class Diverged(RuntimeError):

@@ -140,8 +140,13 @@ class Program(NamedTuple):
     """Places on the axis of runs."""
 
 
-def build_program(config: Config, model: str, num_slots: int, data: Any) -> Program:
-    """Returns what trains one model of the config on data of such shapes."""
+def build_program(
+    config: Config, model: str, num_slots: int, data: Any, devices: Sequence[Any] | None = None
+) -> Program:
+    """Returns what trains one model of the config on data of such shapes.
+
+    On the devices of this process, unless others are named to compile for.
+    """
     decoder = build_decoder(config.task, config.model_of(model))
     optimizer = build_optimizer(config.optimizer, config.train.steps)
     aim = math.inf if config.train.stop_accuracy is None else config.train.stop_accuracy
@@ -190,7 +195,8 @@ def build_program(config: Config, model: str, num_slots: int, data: Any) -> Prog
             lambda: (state, StepMetrics(state.step, state.status, none, none, none)),
         )
 
-    return Program(init, dispatch, each_run(dispatch, num_slots, donate=True), num_slots)
+    of_runs = each_run(dispatch, num_slots, donate=True, devices=devices)
+    return Program(init, dispatch, of_runs, num_slots)
 
 
 def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data: Any) -> Batch:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from experiments import statistics
+from experiments.config import NEAR
 from experiments.report import words
 from experiments.report.blocks import Table
 from experiments.results import Results
-from experiments.sweep import NEAR
 
 
 def models(results: Results) -> Table:

@@ -61,47 +61,16 @@ def test_a_full_config_runs(path, tmp_path):
         assert folder.model(model).is_evaluated
 
 
-COMPILE = """
-import pathlib, sys
-import jax, numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments.run import parse
-from experiments.train import TrainState, build_program
-
-(config,) = parse(pathlib.Path(sys.argv[1]), ["--models", sys.argv[2]]).values()
-devices = np.array(topologies.get_topology_desc("v5e:2x2", platform="tpu").devices).flatten()[:1]
-one_chip = NamedSharding(Mesh(devices, ("run",)), PartitionSpec())
-data = config.task.load("train")
-program = build_program(config, sys.argv[2], 1, data)
-params, opt_state = jax.eval_shape(lambda: program.init(0))
-count, rate = (jax.ShapeDtypeStruct((), dtype) for dtype in ("int32", "float32"))
-arguments = (TrainState(count, count, params, opt_state), count, rate, data)
-on_chip = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_chip)
-compiled = jax.jit(program.one).lower(*jax.tree.map(on_chip, arguments)).compile()
-memory = compiled.memory_analysis()
-print("bytes", memory.temp_size_in_bytes + memory.argument_size_in_bytes)
-"""
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
 )
 @pytest.mark.parametrize(("path", "model"), STEPS, ids=lambda x: getattr(x, "stem", x))
 def test_the_step_of_a_full_config_compiles_for_a_tpu(path, model):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
+    path_of_modules = os.pathsep.join([str(ROOT), *sys.path])
     compiled = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(path), model],
-        env=environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "experiments.compile", str(path), "--models", model],
+        env={**os.environ, "PYTHONPATH": path_of_modules, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert compiled.returncode == 0, compiled.stderr[-3000:]
-    used = int(compiled.stdout.split("bytes")[-1])
-    assert 0 < used < 16e9, "the memory of a chip"
+    assert compiled.returncode == 0, compiled.stdout + compiled.stderr[-3000:]
+    assert "yes" in compiled.stdout

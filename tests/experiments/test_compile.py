@@ -1,0 +1,59 @@
+"""The command that compiles for a TPU: what it refuses, and what it says."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import experiments.compile
+from experiments.compile import main
+
+ROOT = pathlib.Path(experiments.compile.__file__).parent.parent
+SMOKE = str(ROOT / "configs" / "smoke.py")
+LIBTPU = importlib.util.find_spec("libtpu")
+
+
+def test_it_says_how_it_is_used(capsys):
+    assert main(["--help"]) == 0
+    assert "usage: python -m experiments.compile" in capsys.readouterr().out
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "CONFIG.py is 'nowhere.py'; expected a file"),
+        ([SMOKE, "--target", "v9:2x2"], "--target is 'v9:2x2'; expected KIND:SHAPE"),
+        ([SMOKE, "--target"], "--target is ''; expected KIND:SHAPE"),
+        ([SMOKE, "--target", "v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
+    ],
+)
+def test_a_wrong_command_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_compiler(capsys, monkeypatch):
+    monkeypatch.setattr(experiments.compile, "find_spec", lambda name: None)
+    assert main([SMOKE]) == 2
+    assert "pip install --no-deps libtpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(LIBTPU is None, reason="libtpu, the compiler, is not installed")
+@pytest.mark.parametrize(
+    ("target", "status", "message"),
+    [("v5e:2x2", 0, "4 chips of 16 GB"), ("v5e:2x3", 2, "which the compiler refuses")],
+)
+def test_it_compiles(target, status, message):
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.compile", SMOKE, "--target", target],
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == status, run.stderr[-3000:]
+    assert message in run.stdout + run.stderr
