@@ -4,11 +4,10 @@ Command   python -m experiments.run configs/suite_small.py
           python -m experiments.run configs/suite_small.py --quick   (every figure, roughly)
 
 What its members share is for short runs. The learning rate stays at its peak until the last 30 %
-of the steps: a cosine from the start leaves attention on its plateau for more of the seeds
-(small/recall_long.py --optimizer.decay-share 1.0 shows it). Attention has two heads for the same
-reason; SSD and the delta rule have one, which gives them their largest state (small/recall.py has
-SSD with two as well). Rates below 1e-3 are tried in small/recall.py alone; where steps are dearest,
-two rates are. Seeds begin at 100: on those from 0 all of this was found.
+of the steps (--optimizer.decay-share 1.0 is the cosine from the start). Attention has two heads;
+SSD and the delta rule have one, which gives them their largest state (small/recall.py has SSD with
+two as well). Where steps are dearest, fewer learning rates are tried. Four rates and seeds take
+two devices no longer than three. Seeds begin at 100: on those from 0 all of this was found.
 """
 
 from experiments.config import Suite

@@ -21,10 +21,9 @@ def get_config() -> Config:
             "ssd,num_heads=1",
             "delta_rule,num_heads=1",
             "gru",
-            "lstm",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=700, batch_size=16, stop_accuracy=None, checkpoint_every=350),
         evaluate=EvaluateConfig(num_answers=5_000, cost_lengths=(128, 256, 512, 1024, 2048)),
     )

@@ -24,7 +24,7 @@ def get_config() -> Config:
             "lstm",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
+        sweep=SweepConfig(tuning_seeds=1, seeds=4),
+        train=TrainConfig(steps=500, batch_size=16, stop_accuracy=None, checkpoint_every=250),
         evaluate=EvaluateConfig(num_answers=3_550, batch_size=71, lengths=(16, 32, 64, 128)),
     )

@@ -2,9 +2,9 @@
 
 Command   python -m experiments.run configs/small/recall.py
 Minutes   52, on two cores of a shared Intel Xeon that had other work too
-Expected  at 99 % of seeds 100 to 104 (as in configs/suite_small.py; results/recall): attention 5 of
-          5, delta rule 5, SSD 4, SSD of two heads 1, all others 0. Median accuracy: window 0.208,
-          GRU 0.123, LSTM 0.107, long convolution 0.059; without short convolution near 1/8.
+Expected  at 99 % of seeds 100 to 104 (results/suite_small): attention 5 of 5, delta rule 5, SSD 4,
+          SSD of two heads 1, all others 0. Median accuracy: window 0.208, GRU 0.123, LSTM 0.107,
+          long convolution 0.059; without short convolution near 1/8.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

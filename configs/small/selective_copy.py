@@ -14,7 +14,7 @@ def get_config() -> Config:
             "What is to be remembered stands at random places, so a mixer whose weights "
             "depend on the input is needed; a fixed long convolution is not enough."
         ),
-        task=SelectiveCopy(length=96, num_tokens=8),
+        task=SelectiveCopy(length=64, num_tokens=8),
         models=(
             "attention,position=rotary",
             "window,position=rotary",
@@ -25,7 +25,7 @@ def get_config() -> Config:
             "long_convolution",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        sweep=SweepConfig(tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.9999, checkpoint_every=300),
         evaluate=EvaluateConfig(),
     )

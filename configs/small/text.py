@@ -26,6 +26,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
+        train=TrainConfig(steps=400, batch_size=16, stop_accuracy=None, checkpoint_every=200),
         evaluate=EvaluateConfig(num_answers=50_000),
     )
