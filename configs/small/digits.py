@@ -25,6 +25,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=500, batch_size=16, stop_accuracy=None, checkpoint_every=250),
+        train=TrainConfig(steps=400, batch_size=32, stop_accuracy=None, checkpoint_every=200),
         evaluate=EvaluateConfig(num_answers=3_550, batch_size=71, lengths=(16, 32, 64, 128)),
     )

@@ -32,11 +32,9 @@ def get_config() -> Config:
             "none",
             "attention,short_convolution=0",
             "ssd,num_heads=1,short_convolution=0",
-            "delta_rule,num_heads=1,short_convolution=0",
-            "gru,short_convolution=0",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(tuning_seeds=1, seeds=5),
+        sweep=SweepConfig(tuning_seeds=1, seeds=10),
         train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
         evaluate=EvaluateConfig(cost_lengths=(256, 1024)),
     )
