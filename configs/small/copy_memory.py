@@ -23,11 +23,10 @@ def get_config() -> Config:
             "ssd,num_heads=1,position=learned",
             "delta_rule,num_heads=1",
             "gru",
-            "lstm",
             "long_convolution",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(tuning_seeds=1, seeds=4),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=500, batch_size=32, stop_accuracy=0.9999, checkpoint_every=250),
         evaluate=EvaluateConfig(),
     )

@@ -19,6 +19,6 @@ def get_config() -> Config:
         models=("attention", "window", "ssd,num_heads=1", "delta_rule,num_heads=1", "gru"),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=600, batch_size=16, stop_accuracy=0.999, checkpoint_every=300),
+        train=TrainConfig(steps=500, batch_size=16, stop_accuracy=0.999, checkpoint_every=250),
         evaluate=EvaluateConfig(),
     )

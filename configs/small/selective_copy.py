@@ -25,7 +25,7 @@ def get_config() -> Config:
             "long_convolution",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.9999, checkpoint_every=300),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
+        train=TrainConfig(steps=500, batch_size=32, stop_accuracy=0.9999, checkpoint_every=250),
         evaluate=EvaluateConfig(),
     )
