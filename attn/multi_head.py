@@ -11,14 +11,16 @@ heads, H head width, V value width.
 """
 
 import functools
-from typing import Unpack
+from collections.abc import Callable
+from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 from flax import linen
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float
 
-from attn import positions
+from attn import positions, sharded
 from attn.dot_product import Options, dot_product_attention
 from attn.maps import attention_weights
 from attn.masks import Mask
@@ -63,6 +65,9 @@ class MultiHeadAttention(linen.Module):
     """Of the last bias, if it is not ``bias_init``."""
     implementation: str | None = None
     """Passed to ``attn.dot_product_attention``."""
+    sequence_axis: str | None = None
+    """The axis, of the mesh that is set, over which the sequence is spread: then attention is that
+    of ``attn.sharded`` as a ring, and lengths are multiples of the axis's size."""
 
     @linen.compact
     def __call__(
@@ -130,7 +135,7 @@ class MultiHeadAttention(linen.Module):
             first = num_keys - num_queries if options.get("alignment") == "end" else 0
             query = positions.rotary(query, first + jnp.arange(num_queries))
             key = positions.rotary(key, jnp.arange(num_keys))
-        attended = dot_product_attention(
+        attended = self._attention()(
             query,
             key,
             value,
@@ -139,7 +144,6 @@ class MultiHeadAttention(linen.Module):
             sinks=sinks,
             dropout_rate=self.dropout_rate if drops else 0.0,
             dropout_rng=self.make_rng("dropout") if drops else None,
-            implementation=self.implementation,
             **options,
         )
         output = project(
@@ -152,6 +156,18 @@ class MultiHeadAttention(linen.Module):
         if return_weights:
             return output, attention_weights(query, key, bias, mask, **options)
         return output
+
+    def _attention(self) -> Callable[..., Any]:
+        if self.sequence_axis is None:
+            return functools.partial(dot_product_attention, implementation=self.implementation)
+        if self.implementation not in (None, "blockwise"):
+            raise ValueError(
+                f"implementation is {self.implementation!r}; expected None or 'blockwise', which "
+                f"attention over the axis {self.sequence_axis!r} is"
+            )
+        mesh: Any = jax.sharding.get_abstract_mesh()
+        axis = {"axis_name": self.sequence_axis, "mesh": mesh}
+        return functools.partial(sharded.dot_product_attention, **axis)
 
     def _head_width(self, name: str, features: int) -> int:
         if features < 1 or features % self.num_heads:

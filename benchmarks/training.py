@@ -27,7 +27,7 @@ from experiments.config import Config, ModelConfig, SweepConfig, TrainConfig
 from experiments.models import MIXERS
 from experiments.models.decoder import build_decoder
 from experiments.models.mixer import Mixer
-from experiments.runs import Run, slots_for, stack_runs
+from experiments.runs import Run, places_for, stack_runs
 from experiments.tasks import Recall
 from experiments.train import build_program, initial_state, mean_answer
 
@@ -135,13 +135,13 @@ def sweep_against_its_runs(options: Options) -> None:
     runs = [Run(seed, rate) for seed in range(4) for rate in config.sweep.learning_rates]
 
     def dispatches(runs: list[Run]) -> Callable[[], Any]:
-        slots = slots_for(len(runs))
-        program = build_program(config, "attention", slots, ())
-        places = stack_runs(runs, slots)
+        places = places_for(config.mesh, len(runs))
+        program = build_program(config, "attention", places, ())
+        of_runs = stack_runs(runs, places)
         state = [initial_state(program, runs)]
 
         def call() -> Any:
-            state[0], metrics = program.dispatch(state[0], *places, ())
+            state[0], metrics = program.dispatch(state[0], *of_runs, ())
             return metrics
 
         return call

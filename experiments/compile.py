@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.config import Config
+from experiments.mesh import of_states
 from experiments.run import choose, members
-from experiments.runs import over_runs, slots_for
-from experiments.train import TrainState, build_program
+from experiments.runs import places_for
+from experiments.train import build_program
 
 USAGE = (
     "usage: python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...] [--help]"
@@ -122,26 +123,22 @@ def devices_of(target: str) -> list[Any]:
 def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     """Returns what a dispatch of the model's runs takes of each of these chips."""
     searched = len(config.tuning_seeds) * len(config.sweep.learning_rates)
-    num_slots = slots_for(searched, config.sweep.seeds, devices=devices)
+    places = places_for(config.mesh, searched, config.sweep.seeds, devices=devices)
     data = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, config.task.load("train")))
-    program = build_program(config, model, num_slots, data, devices=devices)
-    sharding = over_runs(num_slots, devices)
-    everywhere = jax.NamedSharding(sharding.mesh, jax.P())
+    program = build_program(config, model, places, data)
+    everywhere = jax.NamedSharding(places.mesh, jax.P())
 
-    def stacked(x):
-        return jax.ShapeDtypeStruct((num_slots, *x.shape), x.dtype, sharding=sharding)
+    def placed(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    scalar: dict[str, Any] = {x: jax.ShapeDtypeStruct((), x) for x in ("int32", "float32")}
-    params, opt_state = jax.eval_shape(lambda: program.init(0))
-    state = TrainState(scalar["int32"], scalar["int32"], params, opt_state)
-    of_runs = jax.tree.map(stacked, (state, scalar["int32"], scalar["float32"]))
-    shared = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), data
-    )
+    seeds, rates = (jax.ShapeDtypeStruct((places.count,), x) for x in ("int32", "float32"))
+    of_runs = program.stacked, seeds, rates
+    of_runs = jax.tree.map(placed, of_runs, of_states(places.mesh, of_runs))
+    shared = jax.tree.map(lambda x: placed(x, everywhere), data)
     compiled = program.dispatch.lower(*of_runs, shared).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Compiled(
-        runs=num_slots // sharding.mesh.size,
+        runs=places.count // places.mesh.shape["run"],
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=cost.get("flops", 0.0),

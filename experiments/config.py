@@ -158,6 +158,56 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Over how many devices one run is spread; further devices train further runs."""
+
+    data: int = 1
+    """Parts that the rows of a batch are cut into."""
+    sequence: int = 1
+    """Parts that the tokens of a row are cut into."""
+    model: int = 1
+    """Parts that heads, hidden units and the vocabulary are cut into."""
+
+    def __post_init__(self):
+        _check(self, "data sequence model", lambda x: x >= 1, "1 or more")
+
+    @property
+    def size(self) -> int:
+        """Devices of one run."""
+        return self.data * self.sequence * self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """The processes that run together, by JAX's own runtime; one alone unless told otherwise."""
+
+    detect: bool = False
+    """Whether TPU, Slurm or Open MPI tell how many there are and which this is."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens, where nothing is detected."""
+    count: int = 1
+    """How many there are."""
+    index: int = 0
+    """Which this is."""
+
+    def __post_init__(self):
+        _check(self, "count", lambda x: x >= 1, "1 or more")
+        _check(self, "index", lambda x: 0 <= x < self.count, f"in [0, {self.count})")
+        if (self.coordinator is None) != (self.count == 1):
+            raise ValueError(
+                f"processes.coordinator is {self.coordinator!r} and processes.count is "
+                f"{self.count}; expected both for several processes, neither for one"
+            )
+        if self.detect and self.coordinator is not None:
+            raise ValueError("processes.detect is set; expected no processes.coordinator then")
+
+    @property
+    def are_several(self) -> bool:
+        """Whether JAX's distributed runtime is asked for."""
+        return self.detect or self.coordinator is not None
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: a task, the models compared on it, and everything that determines their numbers."""
 
@@ -180,6 +230,10 @@ class Config:
     """What they are asked then."""
     seed: int = 0
     """The first of the reported seeds; determines initial parameters and the order of the data."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Where it is computed; no part of what is."""
+    processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+    """By which processes; no part of what is computed."""
 
     def __post_init__(self):
         _check(self, "models", _are_distinct, "one or more, each once")
@@ -189,6 +243,7 @@ class Config:
         models = [self.model_of(name) for name in self.models]
         for length in self.evaluation_lengths + self.evaluate.cost_lengths:
             self.task.with_length(length)
+        self._check_mesh(models)
         longest = max(self.evaluation_lengths + self.evaluate.cost_lengths)
         for position in {model.position for model in models}:
             if not POSITIONS[position].knows_any_length and longest > self.task.length:
@@ -196,6 +251,19 @@ class Config:
                     f"evaluate.lengths or cost_lengths has {longest}; expected none above the "
                     f"task's {self.task.length}, for a {position} position code knows no others"
                 )
+
+    def _check_mesh(self, models: list[ModelConfig]) -> None:
+        lengths = {self.task.length, *self.evaluation_lengths}
+        heads = {model.num_heads for model in models if MIXERS[model.mixer].has_weights}
+        for name, divided, sizes in (
+            ("data", "train.batch_size", {self.train.batch_size}),
+            ("sequence", "the lengths of rows", lengths),
+            ("model", "num_heads of attention", heads),
+        ):
+            parts, sizes = getattr(self.mesh, name), sorted(sizes)
+            if any(size % parts for size in sizes):
+                every = f"{divided}: {', '.join(map(str, sizes))}"
+                raise ValueError(f"mesh.{name} is {parts}; expected a divisor of {every}")
 
     def model_of(self, name: str) -> ModelConfig:
         """Returns the settings of one of ``models``; ValueError if its name has no meaning."""
@@ -262,7 +330,11 @@ class Suite:
     quick: bool = False
     """Whether each is cut down (``quick``): every figure in minutes, its numbers rough."""
     seed: int = 0
-    """Replaces that of every member."""
+    """Replaces that of every member, as do the following."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Where it is computed."""
+    processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+    """By which processes."""
 
     def __post_init__(self):
         def have_names(members: tuple[str, ...]) -> bool:
@@ -306,9 +378,13 @@ def _few_models(config: Config) -> tuple[str, ...]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the config as plain values, the task with its name in the registry."""
+    """Returns the config as plain values, the task with its name in the registry.
+
+    Without where and by which processes it is computed: that is the environment's to say.
+    """
     names = {task: name for name, task in TASKS.items()}
     plain = dataclasses.asdict(config)
+    del plain["mesh"], plain["processes"]
     plain["task"] = {"name": names[type(config.task)], **plain["task"]}
     return plain
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import Config
+from experiments.mesh import split_rows
 from experiments.models.decoder import build_decoder
-from experiments.runs import each_run
+from experiments.runs import Places, each_run, fetch
 from experiments.tasks import NO_SOURCE, UNASKED, Batch, Split
 from experiments.train import answer_losses
 
@@ -47,7 +48,7 @@ class Questions:
         self._made: dict[tuple[str, int], Batch] = {}
 
     def rows(self, split: Split, length: int) -> Batch:
-        """Returns the rows of a split at a length, in batches: ``[batches, B, ...]``."""
+        """Returns the rows of a split at a length, in batches, ``[batches, B, ...]`` of NumPy."""
         if (split, length) not in self._made:
             task, batch_size = self.config.task.with_length(length), self.config.evaluate.batch_size
             rng = jax.random.key(ROWS_SEED[split])
@@ -62,17 +63,17 @@ class Questions:
                 )
                 return jax.lax.map(batch, jnp.arange(count))
 
-            self._made[split, length] = sample(self.data[split])
+            self._made[split, length] = jax.device_get(sample(self.data[split]))
         return self._made[split, length]
 
     def first(self, length: int, count: int) -> Batch:
-        """Returns the first ``count`` test rows of a length, as NumPy arrays."""
+        """Returns the first ``count`` test rows of a length."""
         rows = self.rows("test", length)
-        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], rows)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], rows)
 
 
 def build_ask(
-    config: Config, model: str, num_slots: int, length: int
+    config: Config, model: str, places: Places, length: int
 ) -> Callable[[Any, Any, Batch], list[Answers]]:
     """Returns a function from stacked parameters, which of them count, and rows, to answers.
 
@@ -86,21 +87,21 @@ def build_ask(
         blank = jnp.zeros(rows.targets.shape, bool), jnp.zeros(rows.targets.shape)
 
         def of_batch(batch: Batch) -> Any:
-            losses, right, _ = answer_losses(task, decoder, params, batch)
+            losses, right, _ = answer_losses(task, decoder, params, split_rows(batch))
             return right, losses / unit
 
         return jax.lax.cond(is_run, lambda: jax.lax.map(of_batch, rows), lambda: blank)
 
-    stacked = each_run(ask, num_slots)
+    stacked = each_run(ask, places)
 
     def answers_of_runs(params: Any, is_run: Any, rows: Batch) -> list[Answers]:
-        asked = np.asarray(rows.targets) != UNASKED
+        asked = rows.targets != UNASKED
         if task.num_classes is None:
             asked = np.ones_like(asked)
         shared = (asked, rows.positions, rows.distances)
-        of_runs = zip(*jax.device_get(stacked(params, is_run, rows)), strict=True)
+        of_runs = zip(*fetch(stacked(params, is_run, rows)), strict=True)
         return [
-            Answers(*(np.asarray(x).reshape(-1, x.shape[-1]) for x in (*of_run, *shared)))
+            Answers(*(x.reshape(-1, x.shape[-1]) for x in (*of_run, *shared)))
             for of_run, counts in zip(of_runs, is_run, strict=True)
             if counts
         ]

@@ -15,6 +15,7 @@
       finished.json             written last: floors, seconds of the last start
     runs/SUITE-DIGEST/          of a suite: its claim and its runs, in order (suite.json), its page
 
+Of several processes the first alone writes, and the others wait for it; all see the same folder.
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming
 they are cut back to the checkpoint, so that each step stands there once.
 """
@@ -38,9 +39,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.config import Config, from_dict, to_dict
-from experiments.runs import Run
+from experiments.runs import Run, fetch
 from experiments.train import StepMetrics, TrainState
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -63,7 +65,7 @@ class RunFolder:
         text = json.dumps(resolved, indent=2) + "\n"
         folder = cls(parent / f"{name}-{digest(text)}")
         (folder.path / "figures").mkdir(parents=True, exist_ok=True)
-        write_text(folder.path / "config.json", text)
+        _keep(folder.path / "config.json", text)
         return folder
 
     @contextlib.contextmanager
@@ -73,6 +75,9 @@ class RunFolder:
         Raises:
           Busy: if another one is in it.
         """
+        if jax.process_index():  # The first is there for all.
+            yield
+            return
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,9 +92,8 @@ class RunFolder:
 
     def begin(self, environment: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the environments of all starts, this one last, having noted it."""
-        path = self.path / "environment.json"
-        environments = [*(read_json(path) or []), environment]
-        write_json(path, environments)
+        environments = [*self.environments, environment]
+        write_json(self.path / "environment.json", environments)
         return environments
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -137,7 +141,7 @@ class SuiteFolder:
         text = json.dumps(kept, indent=2) + "\n"
         suite = cls(parent / f"{name}-{digest(text)}")
         suite.path.mkdir(parents=True, exist_ok=True)
-        write_text(suite.path / "suite.json", text)
+        _keep(suite.path / "suite.json", text)
         return suite
 
     @property
@@ -215,9 +219,9 @@ class StageRecord:
     def resume(self, blank: TrainState) -> TrainState:
         """Returns the last checkpoint, or ``blank``; cuts the metrics back to it."""
         state = self._checkpoints.restore(self.path / "checkpoints", blank, len(self.runs))
-        steps = np.asarray(state.step)[: len(self.runs)]
+        steps = fetch(state.step)[: len(self.runs)]
         kept = [line for line in self.metrics() if np.all(np.asarray(line["step"]) <= steps)]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
+        _keep(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
         return state
 
     def save(self, state: TrainState) -> None:
@@ -233,6 +237,8 @@ class StageRecord:
 
     def append(self, metrics: StepMetrics) -> None:
         """Appends the metrics of a dispatch, and sees them on the disk."""
+        if jax.process_index():
+            return
         columns = {
             name: [_plain(x) for x in column[: len(self.runs)].tolist()]
             for name, column in metrics._asdict().items()
@@ -324,8 +330,16 @@ def digest(text: str) -> str:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a value so that the file holds all of it or does not exist."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a value so that the file holds all of it or does not exist; all processes call it."""
+    _keep(path, json.dumps(value, indent=2) + "\n")
+
+
+def _keep(path: pathlib.Path, text: str) -> None:
+    """Writes a file by the first of the processes, which all must do together."""
+    if jax.process_index() == 0:
+        write_text(path, text)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(path))
 
 
 def read_json(path: pathlib.Path) -> Any:

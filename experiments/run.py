@@ -12,23 +12,25 @@ import os
 import pathlib
 import sys
 import time
-from typing import get_args
+from typing import NoReturn, get_args
 
 import jax
-import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
-from experiments.config import Config, Suite, quick
+from experiments.config import Config, ProcessesConfig, Suite, quick
 from experiments.console import announce, budget, progress
 from experiments.evaluate import Questions
 from experiments.records import Busy, RunFolder, SuiteFolder, environment
+from experiments.runs import places_for
 from experiments.sweep import Diverged, sweep
 from experiments.tasks import Split
 
 USAGE = "usage: python -m experiments.run CONFIG.py [--FIELD VALUE ...] [--help]"
 RUNS = pathlib.Path("runs")
 """Where run folders are made, under the current directory."""
+PATIENCE = 20
+"""Seconds without a sign of life after which a process counts as lost."""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,15 +49,22 @@ def main(arguments: list[str]) -> int:
     try:
         for config in configs.values():
             load_all(config)
-    except (ValueError, OSError, ImportError) as error:
+        prepare_jax()
+        join(chosen.processes)
+        for config in configs.values():
+            places_for(config.mesh, 1)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    prepare_jax()
     try:
-        run_all(configs, path, chosen.claim, Console())
+        run_all(configs, path, chosen.claim, Console(quiet=jax.process_index() > 0))
     except (Diverged, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        leave_the_others(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -71,6 +80,36 @@ def prepare_jax() -> None:
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str((RUNS / ".compiled").resolve()))
+
+
+def join(processes: ProcessesConfig) -> None:
+    """Joins the other processes, if there are any, before the first use of a device.
+
+    Raises:
+      RuntimeError: if the others do not come.
+      ValueError: if nothing is detected that tells of them.
+    """
+    if not processes.are_several:
+        return
+    known = {
+        "coordinator_address": processes.coordinator,
+        "num_processes": processes.count,
+        "process_id": processes.index,
+    }
+    told = {} if processes.detect else known
+    jax.distributed.initialize(**told, heartbeat_timeout_seconds=PATIENCE)
+
+
+def leave_the_others(error: Exception) -> NoReturn:
+    """Ends this process at once: one that is lost would keep an orderly end waiting."""
+    reason = str(error).strip().partition("\n")[0]
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()} has lost another: "
+        f"{reason}\nstarted again, the run goes on from its last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console: Console) -> None:
@@ -143,7 +182,8 @@ def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
         member, _ = read_config(path.parent / name)
         if not isinstance(member, Config):
             raise ValueError(f"members has {name!r}; expected the file of a config, not of a suite")
-        member = dataclasses.replace(member, seed=chosen.seed)
+        of_suite = {x: getattr(chosen, x) for x in ("seed", "mesh", "processes")}
+        member = dataclasses.replace(member, **of_suite)
         found[pathlib.Path(name).stem] = quick(member) if chosen.quick else member
     return found
 
@@ -176,8 +216,8 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
 def finish(config: Config, folder: RunFolder, console: Console) -> None:
     """Does what is left to do of a run."""
     data = {split: config.task.load(split) for split in get_args(Split)}
-    questions = Questions(config, jax.tree.map(jnp.asarray, data))
-    environments = folder.begin(environment())
+    questions = Questions(config, data)
+    environments = folder.begin(environment() | {"mesh": dataclasses.asdict(config.mesh)})
     announce(config, folder, environments[-1], console)
     begun = time.monotonic()
     lost = []
@@ -202,7 +242,9 @@ def finish(config: Config, folder: RunFolder, console: Console) -> None:
 
 
 def report_on(folders: list[RunFolder], page: pathlib.Path, claim: str, console: Console) -> None:
-    """Writes the pages of finished runs and prints their tables."""
+    """Writes the pages of finished runs and prints their tables; the first process does."""
+    if jax.process_index():
+        return
     from experiments import report  # matplotlib takes two seconds to import
 
     with console.status("drawing"):

@@ -1,17 +1,23 @@
 """The axis of runs: many runs of one model, stacked along a first axis, as one program.
 
-A run is a seed and a learning rate. The axis is sharded over the devices, and each device goes
+A run is a seed and a learning rate. The axis is sharded over groups of devices, and each group goes
 through its runs a few at a time. One at a time is the fastest on CPU, and there a run that has
 stopped costs nothing; elsewhere all at once are one vmapped computation.
 """
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.mesh import build_mesh
+
+if TYPE_CHECKING:
+    from experiments.config import MeshConfig
 
 
 class Run(NamedTuple):
@@ -36,68 +42,91 @@ class Status(enum.IntEnum):
     """A step was not finite; its state is the one before it."""
 
 
-def over_runs(num_runs: int, devices: Sequence[Any] | None = None) -> NamedSharding:
-    """Returns the sharding of the axis of runs: over as many devices as divide it.
+class Places(NamedTuple):
+    """Places for runs, along one axis, on equally filled groups of devices."""
 
-    Devices are those of this process, unless others are named to compile for.
+    count: int
+    mesh: Mesh
+    """See ``experiments.mesh``."""
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Where what is of runs alone stands."""
+        return NamedSharding(self.mesh, PartitionSpec("run"))
+
+
+def places_for(shape: "MeshConfig", *counts: int, devices: Sequence[Any] | None = None) -> Places:
+    """Returns places that hold each of these numbers of runs, and as few more as can be.
+
+    Args:
+      shape: of the devices of one run.
+      *counts: of runs that are trained one number after the other.
+      devices: all of all processes, unless others are named to compile for.
+
+    Raises:
+      ValueError: if there are fewer devices than one run has.
     """
-    devices = jax.local_devices() if devices is None else devices
-    count = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
-    mesh = jax.make_mesh((count,), ("run",), axis_types=(AxisType.Auto,), devices=devices[:count])
-    return NamedSharding(mesh, PartitionSpec("run"))
+    mesh = build_mesh(shape, max(counts), devices)
+    groups = mesh.shape["run"]
+    return Places(-(-max(counts) // groups) * groups, mesh)
 
 
-def slots_for(*counts: int, devices: Sequence[Any] | None = None) -> int:
-    """Returns how many places hold each of these numbers of runs, on equally filled devices."""
-    every = jax.local_devices() if devices is None else devices
-    filled = min(len(every), max(counts))
-    return -(-max(counts) // filled) * filled
-
-
-def stack_runs(runs: Sequence[Run], num_slots: int) -> tuple[Any, Any]:
-    """Returns seeds and rates ``[num_slots]`` on the devices, the places left over filled up."""
-    filled = [*runs, *[runs[-1]] * (num_slots - len(runs))]
+def stack_runs(runs: Sequence[Run], places: Places) -> tuple[Any, Any]:
+    """Returns seeds and rates, ``[places.count]``, in place; places left over are filled up."""
+    filled = [*runs, *[runs[-1]] * (places.count - len(runs))]
     columns = (
         np.asarray([run.seed for run in filled], np.int32),
         np.asarray([run.learning_rate for run in filled], np.float32),
     )
-    return jax.device_put(columns, over_runs(num_slots))
+    return jax.device_put(columns, places.sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """Returns arrays on devices as NumPy's, whole in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def each_run(
     function: Callable[..., Any],
-    num_slots: int,
+    places: Places,
     *,
     donate: bool = False,
     together: int | None = None,
-    devices: Sequence[Any] | None = None,
+    out_shardings: Any = None,
 ) -> Callable[..., Any]:
     """Returns ``function(*of_one_run, shared)`` jitted over stacked runs: ``(*stacked, shared)``.
 
     Args:
       function: pure; takes what belongs to a run and, last, what all share.
-      num_slots: the length of the axis of runs.
+      places: where the runs are.
       donate: whether the first argument's memory is given up.
       together: runs that a device does at once, as one vmapped computation; by default one on
         CPU, all elsewhere.
-      devices: those of this process, unless others are named to compile for.
+      out_shardings: where the results are to be; as XLA finds best if None.
     """
-    runs, everywhere = PartitionSpec("run"), PartitionSpec()
-    mesh = over_runs(num_slots, devices).mesh
+    runs, everywhere, mesh = PartitionSpec("run"), PartitionSpec(), places.mesh
     if together is None:
-        platform = jax.default_backend() if devices is None else devices[0].platform
-        together = 1 if platform == "cpu" else num_slots // mesh.size
+        is_cpu = mesh.devices.flat[0].platform == "cpu"
+        together = 1 if is_cpu else places.count // mesh.shape["run"]
 
-    def on_a_device(stacked: tuple[Any, ...], shared: Any) -> Any:
+    def on_devices(stacked: tuple[Any, ...], shared: Any) -> Any:
         at_once = None if together == 1 else together
         return jax.lax.map(lambda run: function(*run, shared), stacked, batch_size=at_once)
 
     # Without the check of varying axes: a run that has stopped gives constants, which belong to no
     # device, where one that goes on gives values of its device, and the branches would not match.
     sharded = jax.shard_map(
-        on_a_device, mesh=mesh, in_specs=(runs, everywhere), out_specs=runs, check_vma=False
+        on_devices,
+        mesh=mesh,
+        in_specs=(runs, everywhere),
+        out_specs=runs,
+        axis_names={"run"},
+        check_vma=False,
     )
     return jax.jit(
         lambda *arguments: sharded(arguments[:-1], arguments[-1]),
         donate_argnums=(0,) if donate else (),
+        out_shardings=out_shardings,
     )

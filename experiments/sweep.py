@@ -16,14 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import probes
 from experiments.config import NEAR, Config
 from experiments.evaluate import Questions, build_ask, rounded, summarise
 from experiments.models.decoder import receptive_field, state_bytes
 from experiments.records import ModelRecord, StageRecord
-from experiments.runs import Run, Status, slots_for
+from experiments.runs import Run, Status, fetch, places_for
 from experiments.train import (
     Program,
     StepMetrics,
@@ -53,17 +55,19 @@ def sweep(
     """
     if record.is_evaluated:
         return
-    begun, train_data = time.monotonic(), questions.data["train"]
+    begun = time.monotonic()
     rates, seeds = config.sweep.learning_rates, config.tuning_seeds
     search = [Run(seed, rate) for rate in rates for seed in seeds]
-    num_slots = slots_for(len(search), config.sweep.seeds)
-    program = build_program(config, model, num_slots, train_data)
+    places = places_for(config.mesh, len(search), config.sweep.seeds)
+    everywhere = NamedSharding(places.mesh, PartitionSpec())
+    train_data = jax.device_put(questions.data["train"], everywhere)
+    program = build_program(config, model, places, train_data)
     if search and record.search is None:
         stage = record.stage("search", search)
         state = do_stage(config, model, program, stage, train_data, watch)
         scores = validate(config, model, program, stage, state, questions)
         record.write_search({"runs": scores, "chosen": choose(scores)})
-    rate = record.search["chosen"] if record.search else rates[0]
+    rate = rates[0] if record.search is None else record.search["chosen"]
     stage = record.stage("fresh", [Run(seed, rate) for seed in config.reported_seeds])
     state = do_stage(config, model, program, stage, train_data, watch)
     trained = time.monotonic()
@@ -78,16 +82,17 @@ def do_stage(
 ) -> TrainState:
     """Returns the states of a stage once all its runs have stopped, going on where it stands."""
     state = stage.resume(initial_state(program, stage.runs))
-    show = watch(model, stage.path.name, len(stage.runs), int(np.max(state.step)))
+    show = watch(model, stage.path.name, len(stage.runs), int(np.max(fetch(state.step))))
 
     def record(metrics: StepMetrics) -> None:
         stage.append(metrics)
         show(metrics)
 
     state = train(config, program, stage.runs, state, data, record=record, save=stage.save)
+    ends = fetch((state.status, state.step))
     lost = [
         f"seed {run.seed}, rate {run.learning_rate:g}: step {step + 1}"
-        for run, status, step in zip(stage.runs, state.status, state.step, strict=False)
+        for run, status, step in zip(stage.runs, *ends, strict=False)
         if status == Status.DIVERGED
     ]
     if len(lost) == len(stage.runs):
@@ -108,8 +113,8 @@ def validate(
 ) -> list[dict[str, Any]]:
     """Returns how each run of a search stands on the valid split."""
     length = config.task.length
-    ask = build_ask(config, model, program.num_slots, length)
-    counts = np.arange(program.num_slots) < len(stage.runs)
+    ask = build_ask(config, model, program.places, length)
+    counts = np.arange(program.places.count) < len(stage.runs)
     answers = ask(state.params, counts, questions.rows("valid", length))
     return [
         {
@@ -120,7 +125,7 @@ def validate(
             "loss": rounded(of_run.loss[of_run.asked].mean()),
         }
         for run, status, step, of_run in zip(
-            stage.runs, state.status, state.step, answers, strict=False
+            stage.runs, *fetch((state.status, state.step)), answers, strict=False
         )
     ]
 
@@ -165,30 +170,31 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Returns what the fresh runs of a model reach, with what is seen inside one, and its cost."""
     num_runs = len(stage.runs)
-    counts = np.arange(program.num_slots) < num_runs
+    counts = np.arange(program.places.count) < num_runs
     lengths: list[dict[str, Any]] = [{} for _ in range(num_runs)]
     for length in config.evaluation_lengths:
-        ask = build_ask(config, model, program.num_slots, length)
+        ask = build_ask(config, model, program.places, length)
         answers = ask(state.params, counts, questions.rows("test", length))
         for of_length, of_run in zip(lengths, answers, strict=True):
             of_length[str(length)] = summarise(of_run)
-    threshold = config.evaluate.success_accuracy
+    threshold, (statuses, steps) = (
+        config.evaluate.success_accuracy,
+        fetch((state.status, state.step)),
+    )
     runs = [
         {
             **run._asdict(),
-            "status": Status(int(state.status[i])).name.lower(),
-            "steps": int(state.step[i]),
+            "status": Status(int(statuses[i])).name.lower(),
+            "steps": int(steps[i]),
             "steps_to_threshold": stage.steps_to(threshold, i),
             "lengths": lengths[i],
         }
         for i, run in enumerate(stage.runs)
     ]
-    good = next(i for i in range(num_runs) if int(state.status[i]) != Status.DIVERGED)
+    good = next(i for i in range(num_runs) if statuses[i] != Status.DIVERGED)
     settings = config.model_of(model)
-    trained, initial = (
-        jax.tree.map(lambda x: jax.device_put(x[good], jax.devices()[0]), params)
-        for params in (state.params, initial_state(program, stage.runs).params)
-    )
+    trained = jax.tree.map(lambda x: jnp.asarray(x[good]), fetch(state.params))
+    initial, _ = program.init(stage.runs[good].seed)
     evaluation = {
         "model": model,
         "parameters": sum(x.size for x in jax.tree.leaves(trained)),

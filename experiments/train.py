@@ -26,8 +26,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.config import Config, OptimizerConfig
+from experiments.mesh import of_states, split_rows
 from experiments.models.decoder import Decoder, build_decoder
-from experiments.runs import Run, Status, each_run, over_runs, stack_runs
+from experiments.runs import Places, Run, Status, each_run, fetch, stack_runs
 from experiments.tasks import NO_SOURCE, UNASKED, Batch, Task
 
 
@@ -59,15 +60,10 @@ class StepMetrics(NamedTuple):
 
 
 def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW after clipping, for a peak rate of 1: warm-up, plateau, cosine to 0.
-
-    Its state is a few long vectors: that is half the program of one array a parameter.
-    """
-    return optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
-        )
+    """Returns AdamW after clipping, for a peak rate of 1: warm-up, plateau, cosine to 0."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
     )
 
 
@@ -136,17 +132,14 @@ class Program(NamedTuple):
     dispatch: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
     """From states (whose memory it reuses), seeds, rates and the task's data: the states
     ``steps_per_dispatch`` steps later."""
-    num_slots: int
-    """Places on the axis of runs."""
+    stacked: TrainState
+    """Shapes and dtypes of the states of all places."""
+    places: Places
+    """Where its runs are."""
 
 
-def build_program(
-    config: Config, model: str, num_slots: int, data: Any, devices: Sequence[Any] | None = None
-) -> Program:
-    """Returns what trains one model of the config on data of such shapes.
-
-    On the devices of this process, unless others are named to compile for.
-    """
+def build_program(config: Config, model: str, places: Places, data: Any) -> Program:
+    """Returns what trains one model of the config on data of such shapes."""
     decoder = build_decoder(config.task, config.model_of(model))
     optimizer = build_optimizer(config.optimizer, config.train.steps)
     aim = math.inf if config.train.stop_accuracy is None else config.train.stop_accuracy
@@ -195,26 +188,32 @@ def build_program(
             lambda: (state, StepMetrics(state.step, state.status, none, none, none)),
         )
 
-    of_runs = each_run(dispatch, num_slots, donate=True, devices=devices)
-    return Program(init, dispatch, of_runs, num_slots)
+    params, opt_state = jax.eval_shape(init, 0)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    one = TrainState(count, count, params, opt_state)
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((places.count, *x.shape), x.dtype), one)
+    stay = of_states(places.mesh, stacked), places.sharding
+    of_runs = each_run(dispatch, places, donate=True, out_shardings=stay)
+    return Program(init, dispatch, of_runs, stacked, places)
 
 
 def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data: Any) -> Batch:
     """Returns the batch of a step: a function of seed and step alone, whatever the model."""
     rng = jax.random.fold_in(jax.random.key(seed), 1)
-    return config.task.sample(jax.random.fold_in(rng, step), config.train.batch_size, data)
+    rng = jax.random.fold_in(rng, step)
+    return split_rows(config.task.sample(rng, config.train.batch_size, data))
 
 
 def initial_state(program: Program, runs: Sequence[Run]) -> TrainState:
     """Returns the states before the first step; models of the same shape start from the same."""
-    count = program.num_slots
+    count = program.places.count
     of_runs = [program.init(run.seed) for run in runs]
     of_places = of_runs + of_runs[-1:] * (count - len(runs))
-    status = np.where(np.arange(count) < len(runs), Status.RUNNING, Status.FINISHED)
+    status: Any = np.where(np.arange(count) < len(runs), Status.RUNNING, Status.FINISHED)
     stacked = jax.tree.map(lambda *places: np.stack(places), *of_places)
-    steps = jnp.zeros(count, jnp.int32)
-    state = TrainState(steps, jnp.asarray(status, jnp.int32), *stacked)
-    return jax.device_put(state, over_runs(count))
+    steps: Any = np.zeros(count, np.int32)
+    state = TrainState(steps, status.astype(np.int32), *stacked)
+    return jax.device_put(state, of_states(program.places.mesh, state))
 
 
 def train(
@@ -240,16 +239,16 @@ def train(
       record: called after every dispatch with its metrics, fetched.
       save: called at every checkpoint and at the end, after all before it was recorded.
     """
-    seeds, rates = stack_runs(runs, program.num_slots)
-    done = int(np.max(state.step))
-    is_running = bool(np.any(np.asarray(state.status) == Status.RUNNING))
+    seeds, rates = stack_runs(runs, program.places)
+    steps, status = fetch((state.step, state.status))
+    done, is_running = int(np.max(steps)), bool(np.any(status == Status.RUNNING))
     pending: list[StepMetrics] = []
 
-    def fetch(keep: int) -> bool:
+    def recorded(keep: int) -> bool:
         """Records all but the latest ``keep`` dispatches; says whether a run goes on."""
         goes_on = True
         while len(pending) > keep:
-            metrics = jax.device_get(pending.pop(0))
+            metrics = fetch(pending.pop(0))
             if not np.all(np.isnan(metrics.loss)):
                 record(metrics)
             goes_on = bool(np.any(metrics.status == Status.RUNNING))
@@ -260,8 +259,8 @@ def train(
         pending.append(metrics)
         done += config.train.steps_per_dispatch
         saves = done % config.train.checkpoint_every == 0 or done >= config.train.steps
-        is_running = fetch(keep=0 if saves else 1)
+        is_running = recorded(keep=0 if saves else 1)
         if saves or not is_running:
-            fetch(keep=0)
+            recorded(keep=0)
             save(state)
     return state

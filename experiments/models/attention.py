@@ -12,6 +12,7 @@ from flax import linen
 from jaxtyping import Array, Bool, Float
 
 import attn
+from experiments.mesh import sequence_axis
 from experiments.models.mixer import FLOAT_BYTES, Mixer
 from experiments.models.positions import POSITIONS
 
@@ -45,6 +46,7 @@ class FullAttention(Mixer):
             num_heads=self.config.num_heads,
             rotary=position.rotary,
             use_bias=False,
+            sequence_axis=None if looking else sequence_axis(),
             name="attention",
         )
         options = {

@@ -289,7 +289,8 @@ def test_plain_values_hold_every_field_and_give_the_config_back(name):
         plain = json.loads(json.dumps(to_dict(config)))
         assert from_dict(plain) == config
         assert from_dict(to_dict(config)) == config
-        assert set(plain) == {field.name for field in dataclasses.fields(Config)}
+        everything = {field.name for field in dataclasses.fields(Config)}
+        assert set(plain) == everything - {"mesh", "processes"}, "what determines the numbers"
         assert plain["task"].pop("name") == name
         assert plain["task"] == json.loads(json.dumps(dataclasses.asdict(task)))
         assert plain["model"] == dataclasses.asdict(config.model)

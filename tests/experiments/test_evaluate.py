@@ -16,6 +16,7 @@ from experiments.evaluate import (
     summarise,
 )
 from experiments.models.decoder import build_decoder
+from experiments.runs import places_for
 from experiments.tasks import UNASKED, Adding, Induction, Recall, StringCopy
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -116,7 +117,9 @@ def rows_of(config, length):
     return jax.tree.map(lambda x: x.reshape(4, 8, *x.shape[1:]), rows)
 
 
-ask_of = functools.cache(build_ask)
+@functools.cache
+def ask_of(config, model, count, length):
+    return build_ask(config, model, places_for(config.mesh, count), length)
 
 
 @functools.cache

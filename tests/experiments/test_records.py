@@ -10,7 +10,8 @@ import pytest
 
 import experiments.records
 import experiments.tasks.repeated_text
-from experiments.config import Config, ModelConfig, SweepConfig, to_dict
+from experiments.config import Config, MeshConfig, ModelConfig, SweepConfig, to_dict
+from experiments.mesh import of_states
 from experiments.records import (
     ModelRecord,
     RunFolder,
@@ -19,7 +20,7 @@ from experiments.records import (
     write_json,
     write_text,
 )
-from experiments.runs import Run, Status, over_runs
+from experiments.runs import Run, Status, places_for
 from experiments.tasks import Induction, RepeatedText
 from experiments.train import StepMetrics, TrainState
 
@@ -41,7 +42,8 @@ def make_state(*steps: int, status: int = Status.RUNNING, num_slots: int = 4, se
         {"layer": {"kernel": stack(3, 2)}},
         (stack(6), (), np.array(places, np.int32)),
     )
-    return jax.device_put(state, over_runs(num_slots))
+    mesh = places_for(MeshConfig(), num_slots).mesh
+    return jax.device_put(state, of_states(mesh, state))
 
 
 def make_metrics(*steps: int, num_slots: int = 4) -> StepMetrics:

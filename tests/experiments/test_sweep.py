@@ -184,16 +184,18 @@ def test_all_models_read_the_same_rows(swept):
     """The untrained loss of models of one shape, on the first dispatch, is of the same rows."""
     config = dataclasses.replace(CONFIG, models=("attention", "window,window=8"))
     programs = [
+        sweep.build_program(config, model, sweep.places_for(config.mesh, 1), ())
+        for model in config.models
+    ]
+    losses = [
         jax.device_get(
-            sweep.build_program(config, model, 1, ()).dispatch(
-                sweep.initial_state(
-                    sweep.build_program(config, model, 1, ()), [sweep.Run(0, 1e-2)]
-                ),
+            program.dispatch(
+                sweep.initial_state(program, [sweep.Run(0, 1e-2)]),
                 np.array([0]),
                 np.array([1e-2], np.float32),
                 (),
-            )[1]
+            )[1].loss
         )
-        for model in config.models
+        for program in programs
     ]
-    np.testing.assert_allclose(programs[0].loss, programs[1].loss, rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=1e-5)

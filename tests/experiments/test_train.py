@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import Config, ModelConfig, OptimizerConfig, SweepConfig, TrainConfig
-from experiments.runs import Run, Status, each_run, over_runs, slots_for, stack_runs
+from experiments.config import (
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from experiments.runs import Run, Status, each_run, places_for, stack_runs
 from experiments.tasks import Adding, Induction, StringCopy
 from experiments.train import build_program, initial_state, learning_rate_schedule, train
 
@@ -23,7 +30,12 @@ CONFIG = Config(
 )
 RUNS = [Run(3, 1e-2), Run(4, 1e-3), Run(3, 3e-2)]
 
-program_of = functools.cache(build_program)
+places = functools.partial(places_for, MeshConfig())
+
+
+@functools.cache
+def program_of(config, model, count):
+    return build_program(config, model, places(count), ())
 
 
 @pytest.mark.parametrize("steps", [1, 49, 50, 51, 200])
@@ -47,9 +59,9 @@ def test_rate_of_every_step_as_a_share_of_the_peak(steps, warmup, decay):
         assert (rates[warmup:-fall] == 1).all()
 
 
-def do(config, runs, num_slots=None):
+def do(config, runs, count=None):
     """States, metrics and saved steps of runs that are trained together."""
-    program = program_of(config, "attention", num_slots or len(runs), ())
+    program = program_of(config, "attention", count or len(runs))
     recorded, saved = [], []
     state = train(
         config,
@@ -90,9 +102,9 @@ def test_seeds_and_rates_make_runs_apart(together):
 
 
 def test_places_without_a_run_do_nothing(together):
-    filled, _, _ = do(CONFIG, RUNS, num_slots=4)
+    filled, _, _ = do(CONFIG, RUNS, count=4)
     assert_same(filled, together[0])
-    state = initial_state(program_of(CONFIG, "attention", 4, ()), RUNS)
+    state = initial_state(program_of(CONFIG, "attention", 4), RUNS)
     assert state.status.tolist() == [Status.RUNNING] * 3 + [Status.FINISHED]
 
 
@@ -151,16 +163,16 @@ def test_metrics_are_means_over_the_steps_of_a_dispatch(together):
 
 def test_models_of_one_shape_start_from_the_same_parameters():
     attention, window = (
-        initial_state(program_of(CONFIG, model, 1, ()), RUNS[:1]).params for model in CONFIG.models
+        initial_state(program_of(CONFIG, model, 1), RUNS[:1]).params for model in CONFIG.models
     )
     assert_same(attention, window)
 
 
 def test_answers_that_were_not_asked_weigh_nothing():
     config = dataclasses.replace(CONFIG, task=StringCopy(max_characters=5))
-    program = program_of(config, "attention", 1, ())
+    program = program_of(config, "attention", 1)
     state = initial_state(program, RUNS[:1])
-    metrics = jax.device_get(program.dispatch(state, *stack_runs(RUNS[:1], 1), ())[1])
+    metrics = jax.device_get(program.dispatch(state, *stack_runs(RUNS[:1], places(1)), ())[1])
     assert 2 < metrics.loss[0] < 5, "near log 30 a letter, however few are asked"
 
 
@@ -174,12 +186,12 @@ def test_answers_that_are_numbers_are_learned_by_their_squared_error():
 def test_runs_at_once_are_runs_one_by_one(together):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 8, 3)).astype(np.float32)
-    function = each_run(lambda x, y, z: jnp.sin(x) @ y + z, 8, together=together)
+    function = each_run(lambda x, y, z: jnp.sin(x) @ y + z, places(8), together=together)
     np.testing.assert_allclose(function(x, y, 2.0), np.sum(np.sin(x) * y, 1) + 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("counts", "slots"), [((1,), 1), ((3,), 3), ((5, 8), 8), ((9,), 16)])
-def test_places_fill_the_devices_alike(counts, slots):
+@pytest.mark.parametrize(("counts", "expected"), [((1,), 1), ((3,), 3), ((5, 8), 8), ((9,), 16)])
+def test_places_fill_the_devices_alike(counts, expected):
     assert len(jax.local_devices()) == 8, "as tests/conftest.py says"
-    assert slots_for(*counts) == slots
-    assert over_runs(slots).mesh.size == min(slots, 8)
+    assert places(*counts).count == expected
+    assert places(*counts).mesh.size == min(expected, 8)

@@ -1,0 +1,117 @@
+"""Devices as a mesh: over it the runs of a sweep and, inside a run, rows, tokens and heads.
+
+    run        runs; none knows of another
+    data       rows of a batch
+    sequence   tokens of a row, which attention goes round as a ring (``attn.sharded``)
+    model      heads of attention, hidden units of an MLP, tokens of the vocabulary
+
+Programs handle the axis of runs themselves (``experiments.runs``). Along the others a step says
+where its rows and its parameters are, and XLA divides the work and sends what has to be sent. The
+mesh is no part of what is computed: a run goes on, to rounding the same, on any other.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from experiments.config import MeshConfig
+
+AXES = ("run", "data", "sequence", "model")
+
+OF_PARAMETERS = {
+    ("query", "kernel"): (None, "model", None),
+    ("key", "kernel"): (None, "model", None),
+    ("value", "kernel"): (None, "model", None),
+    ("out", "kernel"): ("model", None, None),
+    ("mlp_in", "kernel"): (None, "model"),
+    ("mlp_in", "bias"): ("model",),
+    ("mlp_out", "kernel"): ("model", None),
+    ("embed", "embedding"): ("model", None),
+}
+"""How the parameters of a module, layers of one name alike, are cut; those of others are not."""
+
+
+def build_mesh(shape: "MeshConfig", most_groups: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns a mesh with the axes ``AXES``: groups of ``shape.size`` devices, one group a run.
+
+    There are as many groups as the devices make, at most ``most_groups``; among several processes
+    as many as they make, for each takes part.
+
+    Args:
+      shape: of the devices of one run.
+      most_groups: runs that there are at most.
+      devices: all of all processes, unless others are named to compile for.
+
+    Raises:
+      ValueError: if there are fewer devices than one run has.
+    """
+    every = list(jax.devices() if devices is None else devices)
+    groups = len(every) // shape.size
+    if groups == 0:
+        raise ValueError(
+            f"mesh is data {shape.data} x sequence {shape.sequence} x model {shape.model}; "
+            f"expected at most the {len(every)} devices that there are"
+        )
+    if devices is not None or jax.process_count() == 1:
+        groups = min(groups, most_groups)
+    sizes = (groups, shape.data, shape.sequence, shape.model)
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, types, devices=every[: groups * shape.size])
+
+
+def split_rows(batch: Any) -> Any:
+    """Returns a batch cut along its rows and, what has an entry a token, along these."""
+    length = batch.inputs.shape[1]
+
+    def of_leaf(x: Any) -> Any:
+        return _cut(x, ("data", "sequence" if x.shape[1:2] == (length,) else None))
+
+    return jax.tree.map(of_leaf, batch)
+
+
+def of_states(mesh: Mesh, stacked: Any) -> Any:
+    """Returns the shardings of states stacked along the axis of runs: as ``OF_PARAMETERS`` says."""
+
+    def of_leaf(path: Any, x: Any) -> NamedSharding:
+        axes = _that_divide(mesh, _axes_of(path), x.shape[1:])
+        return NamedSharding(mesh, PartitionSpec("run", *axes))
+
+    return jax.tree.map_with_path(of_leaf, stacked)
+
+
+def sequence_axis() -> str | None:
+    """Returns the axis over which rows are spread where this is traced; None if they are not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "sequence" if dict(mesh.shape).get("sequence", 1) > 1 else None
+
+
+def _axes_of(path: Any) -> tuple[str | None, ...]:
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    *_, module, name = ["", "", *names]
+    return OF_PARAMETERS.get((module.rstrip("_0123456789"), name), ())
+
+
+def _cut(x: Any, axes: tuple[str | None, ...]) -> Any:
+    """Returns the array cut so, where the program is traced on a mesh with these axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "data" not in mesh.axis_names:
+        return x
+    axes = _that_divide(mesh, axes[: x.ndim], x.shape)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def _that_divide(
+    mesh: Any, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> tuple[str | None, ...]:
+    """Returns the axes that cut something, None in the place of those that do not divide it."""
+
+    def cuts(axis: str | None, size: int) -> bool:
+        return axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+
+    found = [axis if cuts(axis, n) else None for axis, n in zip(axes, shape, strict=False)]
+    while found and found[-1] is None:
+        found.pop()
+    return tuple(found)

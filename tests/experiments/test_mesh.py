@@ -1,0 +1,125 @@
+"""Training over a mesh: the numbers of one device, compiled once, cut where it is said."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.config import Config, MeshConfig, ModelConfig, TrainConfig
+from experiments.records import StageRecord
+from experiments.runs import Run, fetch, places_for
+from experiments.tasks import Recall
+from experiments.train import build_program, initial_state, train
+
+CONFIG = Config(
+    task=Recall(vocab_size=16, length=16, num_pairs=2),
+    models=("attention,position=rotary,mlp_ratio=2", "window", "attention,position=alibi", "gru"),
+    model=ModelConfig(width=8, num_layers=1, window=3),
+    train=TrainConfig(steps=4, batch_size=4, steps_per_dispatch=2, checkpoint_every=2),
+)
+RUNS = (Run(3, 3e-3), Run(4, 1e-2))
+MESHES = {
+    "rows": MeshConfig(data=2),
+    "tokens": MeshConfig(sequence=4),
+    "heads": MeshConfig(model=2),
+    "all": MeshConfig(data=2, sequence=2, model=2),
+}
+
+
+def program_on(shape, model):
+    config = dataclasses.replace(CONFIG, mesh=shape)
+    return config, build_program(config, model, places_for(shape, len(RUNS)), ())
+
+
+@functools.cache
+def trained(shape, model):
+    """Losses of every dispatch, the states at the end, and the program."""
+    config, program = program_on(shape, model)
+    losses = []
+    state = train(
+        config,
+        program,
+        RUNS,
+        initial_state(program, RUNS),
+        (),
+        record=lambda metrics: losses.append(metrics.loss[: len(RUNS)]),
+        save=lambda state: None,
+    )
+    return np.array(losses), state, program
+
+
+def assert_close(actual, expected):
+    """To the rounding of float32, after steps of Adam, which knows only the sign of a gradient."""
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def slow_but(*fast):
+    return [
+        pytest.param(name, model, marks=() if (name, model) in fast else pytest.mark.slow)
+        for name in MESHES
+        for model in CONFIG.models
+    ]
+
+
+@pytest.mark.parametrize(("name", "model"), slow_but(("all", CONFIG.models[0])))
+def test_a_run_on_a_mesh_is_that_on_one_device(name, model):
+    losses, state, program = trained(MESHES[name], model)
+    expected, alone, _ = trained(MeshConfig(), model)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert_close(fetch(state.params), fetch(alone.params))
+    assert program.dispatch._cache_size() == 1, "compiled once"
+
+
+def test_parameters_and_their_moments_stand_where_they_are_used():
+    _, state, _ = trained(MESHES["all"], CONFIG.models[0])
+    cut = {
+        jax.tree_util.keystr(path): x.sharding.spec
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if "model" in x.sharding.spec
+    }
+    for name in ("query", "key", "value", "out", "mlp_in_0", "mlp_out_0", "embed"):
+        found = [path for path in cut if f"'{name}'" in path and "bias" not in path]
+        assert len(found) == 3, f"{name}: the parameter and two moments"
+
+
+def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path):
+    model = CONFIG.models[0]
+    _, state, _ = trained(MESHES["all"], model)
+    stage = StageRecord(tmp_path / "fresh", RUNS)
+    stage.path.mkdir()
+    stage.save(state)
+    for shape in (MeshConfig(), MESHES["all"]):
+        blank = initial_state(program_on(shape, model)[1], RUNS)
+        restored = stage.resume(blank)
+        for new, like, old in zip(*map(jax.tree.leaves, (restored, blank, state)), strict=True):
+            assert new.sharding == like.sharding
+            np.testing.assert_array_equal(fetch(new)[: len(RUNS)], fetch(old)[: len(RUNS)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (MeshConfig(data=3), r"mesh.data is 3; expected a divisor of train.batch_size: 4"),
+        (MeshConfig(sequence=5), r"mesh.sequence is 5; expected a divisor of .*length.*: 16"),
+        (MeshConfig(model=4), r"mesh.model is 4; expected a divisor of num_heads of attention: 2"),
+    ],
+)
+def test_what_does_not_divide_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, mesh=shape)
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(ValueError, match=r"mesh is data 16 .*; expected at most the 8 devices"):
+        places_for(MeshConfig(data=16), 1)
+
+
+def test_a_mesh_is_no_part_of_what_is_computed():
+    from experiments.config import from_dict, to_dict
+
+    config = dataclasses.replace(CONFIG, mesh=MESHES["all"])
+    assert to_dict(config) == to_dict(CONFIG)
+    assert from_dict(to_dict(config)) == CONFIG

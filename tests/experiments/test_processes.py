@@ -1,0 +1,153 @@
+"""Several processes on one machine: the numbers of one; and what is left when one is killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import experiments.run
+from experiments.config import Config, ProcessesConfig
+from experiments.run import join
+
+ROOT = pathlib.Path(experiments.run.__file__).parent.parent
+CONFIG = """
+from experiments.config import Config, EvaluateConfig, ModelConfig, SweepConfig, TrainConfig
+from experiments.tasks import Recall
+
+
+def get_config():
+    return Config(
+        task=Recall(vocab_size=16, length=16, num_pairs=2),
+        models=("attention",),
+        model=ModelConfig(width=8, num_layers=1),
+        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=3),
+        train=TrainConfig(steps=STEPS, batch_size=4, steps_per_dispatch=2, checkpoint_every=4),
+        evaluate=EvaluateConfig(num_answers=64, batch_size=8, num_probe_rows=4),
+    )
+"""
+
+
+@contextlib.contextmanager
+def processes(folder, count, *overrides, steps):
+    """So many processes of two devices each, at work in a folder."""
+    (folder / "config.py").write_text(CONFIG.replace("STEPS", str(steps)))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-m", "experiments.run", "config.py", *overrides]
+    together = ["--processes.coordinator", address, "--processes.count", str(count)]
+    every = [
+        subprocess.Popen(
+            command + ([*together, "--processes.index", str(n)] if count > 1 else []),
+            cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for n in range(count)
+    ]  # fmt: skip
+    try:
+        yield every
+    finally:
+        for process in every:
+            process.kill()
+            process.wait()
+
+
+def finish(folder, count, *overrides, steps=8):
+    """The runs of a config as its evaluation has them, once all processes have ended well."""
+    with processes(folder, count, *overrides, steps=steps) as every:
+        for process in every:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors[-3000:]
+    (path,) = folder.glob("runs/config-*/attention/evaluation.json")
+    assert len([*folder.glob("runs/config-*/report.html")]) == 1
+    return json.loads(path.read_text())["runs"]
+
+
+def assert_alike(runs, expected):
+    assert len(runs) == len(expected) == 3
+    for run, other in zip(runs, expected, strict=True):
+        score, wanted = (x["lengths"]["16"]["with_source"] for x in (run, other))
+        assert run["seed"] == other["seed"]
+        assert score["accuracy"] == wanted["accuracy"]
+        assert score["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "overrides"),
+    [(2, ("--mesh.data", "2")), (4, ("--mesh.sequence", "4", "--mesh.model", "2"))],
+)
+def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count, overrides):
+    assert_alike(finish(tmp_path, count, *overrides), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "killed", "then"), [(2, 1, 1), (4, 2, 2)])
+def test_one_that_dies_stops_the_others_and_nothing_is_lost(tmp_path, count, killed, then):
+    with processes(tmp_path, count, steps=400) as every:
+        wait_for_a_checkpoint(tmp_path)
+        every[killed].send_signal(signal.SIGKILL)
+        for n, process in enumerate(every):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode != 0
+            if n != killed:
+                assert "another" in errors, "says that another process has died"
+    resumed = finish(tmp_path, then, steps=400)
+    (tmp_path / "whole").mkdir()
+    assert_alike(resumed, finish(tmp_path / "whole", 1, steps=400))
+
+
+def wait_for_a_checkpoint(folder):
+    for _ in range(600):
+        if [*folder.glob("runs/config-*/attention/*/checkpoints/[0-9]*/commit_success.txt")]:
+            return
+        time.sleep(0.5)
+    raise AssertionError("no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 2}, "processes.coordinator is None and processes.count is 2; expected both"),
+        ({"coordinator": "a:1"}, "expected both for several processes, neither for one"),
+        ({"coordinator": "a:1", "count": 2, "index": 2}, r"index is 2; expected in \[0, 2\)"),
+        ({"detect": True, "coordinator": "a:1", "count": 2}, "expected no processes.coordinator"),
+    ],
+)
+def test_processes_that_do_not_add_up_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ProcessesConfig(**options)
+
+
+def test_one_process_alone_joins_no_others(monkeypatch):
+    monkeypatch.setattr(experiments.run.jax.distributed, "initialize", None)
+    join(Config().processes)
+
+
+def test_what_the_environment_tells_is_taken(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        experiments.run.jax.distributed, "initialize", lambda **options: told.append(options)
+    )
+    join(ProcessesConfig(detect=True))
+    join(ProcessesConfig(coordinator="host:1", count=3, index=1))
+    assert "coordinator_address" not in told[0]
+    assert told[1]["coordinator_address"] == "host:1"
+    assert (told[1]["num_processes"], told[1]["process_id"]) == (3, 1)

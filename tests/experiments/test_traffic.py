@@ -1,0 +1,56 @@
+"""Collectives of compiled programs, against what the programs are written to send."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from experiments.traffic import traffic
+
+N = 4
+X = np.ones((8, 6), np.float32)
+BLOCK = X.nbytes // N
+
+
+def loop(x):
+    return lax.fori_loop(0, 5, lambda _, x: lax.ppermute(x, "a", [(0, 1), (1, 2), (2, 3)]), x)
+
+
+def branch(x):
+    several = lambda x: lax.ppermute(lax.psum(x, "a"), "a", [(0, 1)])  # noqa: E731
+    return lax.cond(jnp.sum(lax.axis_index("a")) > 1, lambda x: lax.psum(x, "a"), several, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "count", "size"),
+    [
+        (jnp.sin, {}, {}),
+        (lambda x: lax.psum(x, "a"), {"all-reduce": 1}, {"all-reduce": BLOCK}),
+        (
+            lambda x: lax.all_gather(x, "a").sum(0),
+            {"all-gather": 1},
+            {"all-gather": N * BLOCK},
+        ),
+        (loop, {"collective-permute": 5}, {"collective-permute": 5 * BLOCK}),
+        (
+            lambda x: lax.scan(lambda x, _: (loop(x), None), x, length=3)[0],
+            {"collective-permute": 15},
+            {"collective-permute": 15 * BLOCK},
+        ),
+        (
+            branch,
+            {"all-reduce": 1, "collective-permute": 1},
+            {"all-reduce": BLOCK, "collective-permute": BLOCK},
+        ),
+    ],
+)
+def test_what_is_sent(function, count, size):
+    mesh = jax.make_mesh((N,), ("a",), (AxisType.Auto,), devices=jax.devices()[:N])
+    spread = jax.shard_map(function, mesh=mesh, in_specs=P("a"), out_specs=P("a"), check_vma=False)
+    found = traffic(jax.jit(spread).lower(X).compile().as_text())
+    assert dict(found.count) == count
+    assert dict(found.bytes) == size
+    assert found.total == sum(size.values())
