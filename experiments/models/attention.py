@@ -45,6 +45,7 @@ class FullAttention(Mixer):
             num_heads=self.config.num_heads,
             rotary=position.rotary,
             use_bias=False,
+            dtype=x.dtype,
             name="attention",
         )
         options = {
