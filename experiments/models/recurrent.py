@@ -16,7 +16,8 @@ The 1 lets both begin by remembering (Jozefowicz et al., 2015, for LSTMs). These
 biases included, scanned over positions one by one. The state has the width of the model; a GRU has
 6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to attention's 4 D^2. O(B L D^2) time, in L
 steps that cannot overlap. Gates and state are in float32: in bfloat16 z and f, when above 0.998,
-would be 1, and a state could not take in what is less than 1/512 of it.
+would be 1, and a state could not take in what is less than 1/512 of it. The cells' gradients of
+biases are sums over a step's rows in the dtype of the inputs: in bfloat16, of 256 rows at most.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar

@@ -76,6 +76,7 @@ def test_parameters_are_those_of_float32(config, vocabulary, classes):
 @every_model
 @pytest.mark.parametrize(("vocabulary", "classes"), [(VOCABULARY, VOCABULARY), (None, 7)])
 def test_layers_pass_on_bfloat16_and_answers_are_float32(config, vocabulary, classes):
+    config = dataclasses.replace(config, num_layers=2)
     params = model(config, vocabulary, classes).params
     inputs = draw_inputs(np.random.default_rng(0), vocabulary)
     decoder = Decoder(in_bfloat16(config), vocabulary, classes, LONGEST)
@@ -85,11 +86,14 @@ def test_layers_pass_on_bfloat16_and_answers_are_float32(config, vocabulary, cla
         params,
     )
     assert answers.dtype == jnp.float32
-    layers = {name: value["__call__"][0].dtype for name, value in seen["intermediates"].items()
-              if "__call__" in value}  # fmt: skip
-    for name in ("norm_0", "convolution_0", "mixer_0", "mlp_norm_0", "mlp_in_0", "mlp_out_0"):
+    layers = {
+        name: value["__call__"][0].dtype
+        for name, value in seen["intermediates"].items()
+        if "__call__" in value
+    }
+    for name in ("norm_0", "convolution_0", "mixer_0", "mlp_norm_0", "norm_1"):
         assert layers[name] == jnp.bfloat16, name
-    assert layers["norm_out"] == jnp.float32
+    assert layers["embed"] == layers["norm_out"] == jnp.float32
     for weights in seen["intermediates"]["mixer_0"].get("weights", ()):
         assert weights.dtype == jnp.float32
 
@@ -128,6 +132,30 @@ def test_no_state_and_no_sum_or_exponential_is_in_bfloat16(mixer):
         states = equation.params["num_carry"] if name == "scan" else int(name in SUMS)
         for result in equation.outvars[:states]:
             assert result.aval.dtype != jnp.bfloat16, equation
+
+
+@every_mixer
+def test_equal_rows_have_a_multiple_of_the_gradient_of_one(mixer):
+    """In bfloat16 a sum of equal terms stops growing at 256 of them.
+
+    Flax's recurrent cells add up a step's rows in it, 64 here, and the steps in float32.
+    """
+    config = in_bfloat16(dataclasses.replace(WITH_MLP, mixer=mixer))
+    params, (row, _) = model(config).params, draw_inputs(np.random.default_rng(3))
+    decoder = Decoder(config, VOCABULARY, VOCABULARY, LONGEST)
+
+    def gradient(times):
+        tokens = np.broadcast_to(row, (times, LENGTH))
+        everywhere = np.broadcast_to(np.arange(LENGTH), tokens.shape)
+
+        def total(params):
+            return decoder.apply({"params": params}, tokens, everywhere)[..., 0].sum()
+
+        return jit(jax.grad(total))(params)
+
+    one, many = gradient(1), gradient(64)
+    for leaf, sums in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        assert np.linalg.norm(sums - 64 * leaf) <= 4 * EPSILON * np.linalg.norm(64 * leaf)
 
 
 def equations(jaxpr):
