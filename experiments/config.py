@@ -12,13 +12,14 @@ The models that a run compares are named by what sets them apart: a mixer, and t
 import dataclasses
 import math
 import pathlib
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 from experiments.models import MIXERS, POSITIONS
 from experiments.tasks import TASKS, Induction
 
 AnyTask = Union[tuple(TASKS.values())]  # noqa: UP007 - built from the registry
 PositionCode = Literal[tuple(POSITIONS)]
+DType = Literal["float32", "bfloat16"]
 
 MAX_SEED = 2**30
 """Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
@@ -46,6 +47,8 @@ class ModelConfig:
     """Keys that a windowed mixer sees from a position, its own included."""
     mlp_ratio: int = 0
     """Width of the MLP's hidden layer over the model width; 0 for no MLP."""
+    dtype: DType = "float32"
+    """Of what a layer passes on and multiplies; parameters, losses and long sums are float32."""
 
     def __post_init__(self):
         _check(self, "width num_layers num_heads window", lambda x: x >= 1, "1 or more")
@@ -53,6 +56,9 @@ class ModelConfig:
         _check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
         _check(self, "mixer", lambda x: x in MIXERS, f"one of {', '.join(MIXERS)}")
         _check(self, "position", lambda x: x in POSITIONS, f"one of {', '.join(POSITIONS)}")
+        _check(
+            self, "dtype", lambda x: x in get_args(DType), f"one of {', '.join(get_args(DType))}"
+        )
         position = POSITIONS[self.position]
         if position.needs_scores:
             takers = [name for name, mixer in MIXERS.items() if mixer.takes_scores]

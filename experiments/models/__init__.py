@@ -1,7 +1,7 @@
 """The models: one decoder, and the mixers that can stand in it.
 
 A new mixer is one file and one line of ``MIXERS``. A mixer is a linen module ``Mixer(config)`` from
-``[B, L, D]`` to ``[B, L, D]`` that never looks ahead, with two static methods:
+``[B, L, D]`` to ``[B, L, D]`` that never looks ahead and keeps the dtype, with two static methods:
 
 - ``reach(config)``: the farthest distance, in tokens, that one layer can see; None if unbounded;
 - ``state_bytes(config, length)``: what one layer keeps of a row of ``length`` tokens to go on

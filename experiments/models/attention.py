@@ -46,6 +46,7 @@ class FullAttention(Mixer):
             num_heads=self.config.num_heads,
             rotary=position.rotary,
             use_bias=False,
+            dtype=x.dtype,
             sequence_axis=None if looking else sequence_axis(),
             name="attention",
         )

@@ -20,6 +20,9 @@ C tokens solve one unit-lower-triangular system:
 Common code also applies SiLU to v and convolves q, k and v one by one; here the decoder's short
 convolution, the same for every mixer, stands before the projections.
 
+The rate and all of ``chunked`` are in float32 at least: an error in the state is there to stay, and
+the system's solution adds up what rounding does to every key.
+
 O(B L N (C H + H^2)) time. 4 D^2 parameters as attention, and D N + H.
 """
 
@@ -31,7 +34,7 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk, widened
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -48,12 +51,14 @@ class DeltaRule(Mixer):
         """Returns what each position recalls."""
         num_heads, width = self.config.num_heads, self.config.width
         heads = (num_heads, width // num_heads)
-        project = functools.partial(linen.DenseGeneral, heads, use_bias=False)
-        query, key = (normalize(linen.silu(project(name=name)(x))) for name in ("query", "key"))
-        value = project(name="value")(x)
+        project = functools.partial(linen.DenseGeneral, heads, use_bias=False, dtype=x.dtype)
+        query, key = (
+            normalize(linen.silu(widened(project(name=name)(x)))) for name in ("query", "key")
+        )
+        value = widened(project(name="value")(x))
         rate = linen.sigmoid(linen.Dense(num_heads, use_bias=False, name="rate")(x))
         y = linen.RMSNorm(name="norm")(chunked(query, key, value, rate))
-        return linen.Dense(width, use_bias=False, name="out")(y.reshape(x.shape))
+        return linen.Dense(width, use_bias=False, dtype=x.dtype, name="out")(y.reshape(x.shape))
 
     @staticmethod
     def state_bytes(config: "ModelConfig", length: int) -> int:

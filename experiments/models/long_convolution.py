@@ -15,7 +15,8 @@ chosen by distance; content only gates it.
 The filter multiplies as the Toeplitz matrix ``[L, L]`` that it is. The paper's Fourier transform
 costs O(L log L), but rounds every input into every output: an answer would depend on the future,
 by a little. Here it does not, at O(B D L^2) time. Matrices are made for as many channels at a time
-as fit in 64 MiB, and for one at least: 4 L^2 bytes, which beyond L = 4096 are more.
+as fit in 64 MiB, and for one at least: 4 L^2 bytes, which beyond L = 4096 are more. Filter and sums
+are in float32 at least, whatever the dtype of the inputs.
 
 4 D^2 + 35 D + 2112 parameters.
 """
@@ -29,7 +30,7 @@ from flax import linen
 from jaxtyping import Array, Float
 
 import attn
-from experiments.models.mixer import FLOAT_BYTES, Mixer
+from experiments.models.mixer import FLOAT_BYTES, Mixer, widened
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -47,11 +48,11 @@ class LongConvolution(Mixer):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns the gated convolution at each position."""
         width = self.config.width
-        dense = functools.partial(linen.Dense, width, use_bias=False)
+        dense = functools.partial(linen.Dense, width, use_bias=False, dtype=x.dtype)
         before, after, value = (dense(name=name)(x) for name in ("before", "after", "value"))
         skip = self.param("skip", linen.initializers.ones, (width,), jnp.float32)
         h = Filter(width, name="filter")(x.shape[-2])
-        u = before * value
+        u = widened(before * value)
         return dense(name="out")(after * (skip * u + convolve(h, u)))
 
     @staticmethod

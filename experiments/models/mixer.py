@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+import jax.numpy as jnp
 from flax import linen
+from jaxtyping import Array, Float
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
 
 class Mixer(linen.Module):
     """A causal module from ``[B, L, D]`` to ``[B, L, D]``; unless it says otherwise, of any reach.
+
+    Its result and its products with matrices have the dtype of its input, its parameters float32.
 
     Letters of all mixers: B rows, L positions, D model width, N heads, H = D / N head width.
     """
@@ -37,6 +41,11 @@ class Mixer(linen.Module):
 
 FLOAT_BYTES = 4
 """Of a float32, in which every state is counted."""
+
+
+def widened(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Returns the same numbers in float32 at least: for gates, and for sums along a row."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def even_chunk(length: int, most: int) -> int:

@@ -15,7 +15,9 @@ LSTM (Hochreiter and Schmidhuber, 1997; with forget gates, Gers et al., 2000):
 The 1 lets both begin by remembering (Jozefowicz et al., 2015, for LSTMs). These are Flax's cells,
 biases included, scanned over positions one by one. The state has the width of the model; a GRU has
 6 D^2 parameters and an LSTM 8 D^2 (and 4 D biases), to attention's 4 D^2. O(B L D^2) time, in L
-steps that cannot overlap.
+steps that cannot overlap. Gates and state are in float32: in bfloat16 z and f, when above 0.998,
+would be 1, and a state could not take in what is less than 1/512 of it. The cells' gradients of
+biases are sums over a step's rows in the dtype of the inputs: in bfloat16, of 256 rows at most.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer
+from experiments.models.mixer import FLOAT_BYTES, Mixer, widened
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -51,9 +53,15 @@ class GRU(Mixer):
     @linen.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns the state after each position."""
-        cell = self.cell(self.config.width, recurrent_kernel_init=orthogonal, parent=None)
+        cell = self.cell(
+            self.config.width,
+            gate_fn=lambda sums: linen.sigmoid(widened(sums)),
+            recurrent_kernel_init=orthogonal,
+            dtype=x.dtype,
+            parent=None,
+        )
         states: Any = linen.RNN(cell, name="steps")(x)
-        return states
+        return states.astype(x.dtype)
 
     @classmethod
     def state_bytes(cls, config: "ModelConfig", length: int) -> int:

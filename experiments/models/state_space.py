@@ -11,6 +11,8 @@ As a matrix, ``y = (Q K^T * M) V`` with the 1-semiseparable mask ``M_ts = prod_{
 (their equation 6). ``chunked`` builds this inside chunks of C tokens and carries S between them
 (section 6): O(B L N (C H + H^2)) time, and matrix products in place of L steps. Of M it takes
 differences of sums of logarithms, none above 0, so that long products cannot over- or underflow.
+Steps, gates and all of ``chunked`` are in float32 at least: in bfloat16 such a sum could not tell
+neighbours apart, and a gate above 0.998 would be 1.
 
 Mamba-2's own block differs: it is twice as wide inside, its state has 128 rows whatever D is, A and
 the first dt are drawn for each head, and q, k and v are convolved one by one after their
@@ -29,7 +31,7 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Float
 
-from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk
+from experiments.models.mixer import FLOAT_BYTES, Mixer, even_chunk, widened
 
 if TYPE_CHECKING:
     from experiments.config import ModelConfig
@@ -46,9 +48,9 @@ class SSD(Mixer):
         """Returns what each position reads from the state."""
         num_heads, width = self.config.num_heads, self.config.width
         heads = (num_heads, width // num_heads)
-        project = functools.partial(linen.DenseGeneral, heads, use_bias=False)
+        project = functools.partial(linen.DenseGeneral, heads, use_bias=False, dtype=x.dtype)
         query, key, value = (
-            linen.silu(project(name=name)(x)) for name in ("query", "key", "value")
+            linen.silu(widened(project(name=name)(x))) for name in ("query", "key", "value")
         )
         dt = linen.softplus(linen.Dense(num_heads, bias_init=_step_bias, name="step")(x))
         rate = jnp.exp(self.param("log_rate", linen.initializers.zeros, (num_heads,), jnp.float32))
@@ -56,7 +58,7 @@ class SSD(Mixer):
         y = chunked(query, dt[..., None] * key, value, -rate * dt) + skip[:, None] * value
         gate = linen.silu(project(name="gate")(x))
         y = linen.RMSNorm(name="norm")((y * gate).reshape(x.shape))
-        return linen.Dense(width, use_bias=False, name="out")(y)
+        return linen.Dense(width, use_bias=False, dtype=x.dtype, name="out")(y)
 
     @staticmethod
     def state_bytes(config: "ModelConfig", length: int) -> int:

@@ -39,6 +39,7 @@ REFUSED = [
     (ModelConfig, {"window": 0}, "window is 0; expected 1 or more"),
     (ModelConfig, {"short_convolution": -1}, "short_convolution is -1; expected 0 or more"),
     (ModelConfig, {"mlp_ratio": -1}, "mlp_ratio is -1; expected 0 or more"),
+    (ModelConfig, {"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
     (ModelConfig, {"width": 63}, "width is 63; expected a multiple of num_heads"),
     (
         ModelConfig,
@@ -191,6 +192,9 @@ def test_a_name_is_a_mixer_and_what_differs_from_the_model_of_all():
     assert config.model_of("attention,position=rotary") == dataclasses.replace(
         shared, position="rotary"
     )
+    assert config.model_of("gru,dtype=bfloat16") == dataclasses.replace(
+        shared, mixer="gru", dtype="bfloat16"
+    )
     assert config.model_of("gru,short_convolution=0,width=128") == dataclasses.replace(
         shared, mixer="gru", short_convolution=0, width=128
     )
@@ -207,7 +211,10 @@ def test_a_name_can_undo_what_its_mixer_does_not_take():
         ("mamba", "models has 'mamba': mixer is 'mamba'; expected one of attention, window"),
         ("", "models has '': mixer is ''; expected one of attention, window"),
         ("width=8", "models has 'width=8': mixer is 'width=8'; expected one of attention"),
-        ("gru,", "'gru,'; expected .* FIELD=VALUE after commas, FIELD being one of mlp_ratio, num"),
+        (
+            "gru,",
+            "'gru,'; expected .* FIELD=VALUE after commas, FIELD being one of dtype, mlp_ratio",
+        ),
         ("gru,depth=2", "'gru,depth=2'; expected .* one of .*num_layers, position, .*window$"),
         ("gru,mixer=lstm", "'gru,mixer=lstm'; expected a mixer and changes"),
         ("gru, width=8", "'gru, width=8'; expected a mixer and changes"),
@@ -218,6 +225,7 @@ def test_a_name_can_undo_what_its_mixer_does_not_take():
         ("gru,width=0", "'gru,width=0': width is 0; expected 1 or more"),
         ("attention,width=63", "'attention,width=63': width is 63; expected a multiple of num_h"),
         ("attention,position=t5", "'attention,position=t5': position is 't5'; expected one of non"),
+        ("gru,dtype=half", "'gru,dtype=half': dtype is 'half'; expected one of float32, bfloat16"),
         ("gru,position=alibi", "'gru,position=alibi': mixer is 'gru'; expected one of attention"),
     ],
 )

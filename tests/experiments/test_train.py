@@ -17,7 +17,7 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.runs import Run, Status, each_run, places_for, stack_runs
-from experiments.tasks import Adding, Induction, StringCopy
+from experiments.tasks import Adding, Induction, Recall, StringCopy
 from experiments.train import build_program, initial_state, learning_rate_schedule, train
 
 CONFIG = Config(
@@ -180,6 +180,28 @@ def test_answers_that_are_numbers_are_learned_by_their_squared_error():
     _, recorded, _ = do(dataclasses.replace(CONFIG, task=Adding(length=8)), RUNS[:1])
     assert 0 < recorded[-1].loss[0] < 10
     assert 0 <= recorded[-1].accuracy[0] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recall_is_learned_in_either_dtype(dtype):
+    config = dataclasses.replace(
+        CONFIG,
+        task=Recall(vocab_size=32, length=16, num_pairs=3),
+        model=ModelConfig(width=32, num_layers=1, num_heads=1, dtype=dtype),
+        optimizer=OptimizerConfig(warmup_steps=20),
+        train=TrainConfig(
+            steps=400,
+            batch_size=32,
+            steps_per_dispatch=20,
+            checkpoint_every=400,
+            stop_accuracy=0.99,
+        ),
+    )
+    state, _, _ = do(config, [Run(0, 1e-2), Run(1, 1e-2)])
+    assert state.status.tolist() == [Status.REACHED] * 2
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        assert leaf.dtype in (np.float32, np.int32)
 
 
 @pytest.mark.parametrize("together", [1, 2, 4])

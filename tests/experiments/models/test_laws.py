@@ -66,16 +66,16 @@ def test_an_answer_depends_on_what_it_reaches_and_on_no_later_token(config):
 
 @every_mixer
 @pytest.mark.parametrize(
-    ("position", "convolution", "compile"),
+    ("position", "convolution", "dtype", "compile"),
     # One of them as a model in use is compiled: to be exact must not hang on that.
-    [("none", 0, jit), ("learned", 3, jax.jit)],
-    ids=["none-0", "learned-3"],
+    [("none", 0, "float32", jit), ("learned", 3, "float32", jax.jit), ("none", 3, "bfloat16", jit)],
+    ids=["none-0", "learned-3", "none-3-bfloat16"],
 )
 def test_gradient_is_zero_for_inputs_out_of_reach_and_for_no_other(
-    mixer, position, convolution, compile
+    mixer, position, convolution, dtype, compile
 ):
     config = dataclasses.replace(
-        SMALL, mixer=mixer, position=position, short_convolution=convolution
+        SMALL, mixer=mixer, position=position, short_convolution=convolution, dtype=dtype
     )
     params, _, gradient = model(config)
     by_answer_and_input = np.asarray(

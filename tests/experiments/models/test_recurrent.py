@@ -1,7 +1,9 @@
 """GRU and LSTM are the equations of their docstring, a token at a time."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.models.recurrent import GRU, LSTM, orthogonal
 from tests.attn.cases import jit
@@ -37,6 +39,26 @@ def test_lstm_is_its_recurrence():
         c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         np.testing.assert_allclose(y[:, t], h, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mixer", "gate"), [(GRU, "iz"), (LSTM, "hf")])
+def test_a_gate_that_is_almost_1_forgets_in_bfloat16_too(mixer, gate):
+    """From biases alone, all others 0: after t steps a share ``1 - sigmoid(7)^t`` is forgotten."""
+    x = jnp.zeros((1, 100, SMALL.width), jnp.bfloat16)
+    shapes = jax.eval_shape(mixer(SMALL).init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    cell = params["steps"]["cell"]
+    cell[gate]["bias"] += 6.0
+    cell["in" if mixer is GRU else "hg"]["bias"] += 0.01
+    y = jit(mixer(SMALL).apply)({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    forgotten = 1 - sigmoid(7) ** np.arange(1, 101)
+    if mixer is GRU:
+        expected = np.tanh(0.01) * forgotten
+    else:
+        expected = np.tanh(0.5 * np.tanh(0.01) * forgotten / (1 - sigmoid(7))) / 2
+    expected = np.broadcast_to(expected[:, None], y.shape)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-7)
 
 
 def test_recurrent_matrices_start_orthogonal():
