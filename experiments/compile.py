@@ -1,12 +1,21 @@
-"""Compile the training step of a config for a TPU that is not here: does it fit, and what is it?
+"""Compile the training step of a config for a TPU that is not here: does it fit, what must it take?
 
     python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...]
 
-The compiler is that of a TPU (``pip install --no-deps libtpu``; x86-64 Linux) and needs none. Of
-every model: the runs of its sweep that one chip trains together, what they hold of its memory, and
-the FLOPs of a step as XLA counts them: a loop's body once, and nothing of what is in a kernel.
+The compiler is that of a TPU (``pip install --no-deps libtpu``; x86-64 Linux) and needs none. The
+runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.sequence`` and
+``--mesh.model``, each run over several of them. Of every model:
+
+- the runs that a chip takes part in, and what they hold of its memory;
+- what it sends in a step: the collectives of the program, loops counted (``experiments.traffic``);
+- the FLOPs of a step on a chip, of models that attend: six a parameter and token, and what
+  ``attn.explain`` says of attention;
+- the least time of a step, that is FLOPs over peak, the state read and written once over the
+  bandwidth of memory, and bytes sent over the bandwidth of all links together. What a program takes
+  is more: matrices too small for the peak, activations, one link instead of all.
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -19,17 +28,39 @@ from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
+import attn
 from experiments.config import Config
 from experiments.mesh import of_states
+from experiments.models import MIXERS
 from experiments.run import choose, members
 from experiments.runs import places_for
+from experiments.traffic import Traffic, traffic
 from experiments.train import build_program
 
 USAGE = (
     "usage: python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...] [--help]"
 )
-GIGABYTES = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
-"""Memory of a chip, by kind; from Google Cloud's documentation of TPU versions."""
+
+
+class Chip(NamedTuple):
+    """What a chip has, by Google Cloud's documentation of TPU versions."""
+
+    gigabytes: float
+    """Of memory."""
+    flops: float
+    """A second, of products in bfloat16."""
+    memory: float
+    """Bytes a second, to its memory and back."""
+    links: float
+    """Bytes a second, over all links to other chips."""
+
+
+CHIPS = {
+    "v4": Chip(32, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16, 197e12, 819e9, 200e9),
+    "v5p": Chip(95, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32, 918e12, 1640e9, 448e9),
+}
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -40,19 +71,29 @@ ENVIRONMENT = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a dispatch of training steps."""
+    """What the compiler says of a dispatch of training steps, for one chip."""
 
     runs: int
-    """On each chip."""
+    """That it takes part in."""
     argument_bytes: int
     temporary_bytes: int
-    flops: float
-    """Of one step of these runs."""
+    traffic: Traffic
+    """What it sends in a dispatch."""
+    steps: int
+    """Of a dispatch."""
+    flops: float | None
+    """Of a step; None where it is not known."""
 
     @property
     def bytes(self) -> int:
         """What a chip must hold."""
         return self.argument_bytes + self.temporary_bytes
+
+    def least_seconds(self, chip: Chip) -> tuple[float | None, float, float]:
+        """Returns what a step takes at least for its products, for memory and for links."""
+        products = None if self.flops is None else self.flops / chip.flops
+        sent = self.traffic.total / self.steps
+        return products, 2 * self.argument_bytes / chip.memory, sent / chip.links
 
 
 def main(arguments: list[str]) -> int:
@@ -68,23 +109,33 @@ def main(arguments: list[str]) -> int:
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    room = 1e9 * GIGABYTES[target.partition(":")[0]]
+    chip = CHIPS[target.partition(":")[0]]
     console, fits = Console(), True
     for name, config in configs.items():
-        table = Table("model", "runs a chip", "state, MB", "temporary, MB", "GFLOP a step", "fits")
+        table = Table("model", "runs a chip", "state, MB", "temporary, MB", "fits")
+        for column in ("GFLOP a step", "sent, MB a step", "least ms: products", "memory", "links"):
+            table.add_column(column, justify="right")
+        sent = {}
         for model in config.models:
             found = compile_steps(config, model, devices)
-            fits &= found.bytes <= room
+            is_in = found.bytes <= 1e9 * chip.gigabytes
+            fits &= is_in
             table.add_row(
                 model,
                 str(found.runs),
                 f"{found.argument_bytes / 1e6:,.1f}",
                 f"{found.temporary_bytes / 1e6:,.1f}",
-                f"{found.flops / 1e9:,.2f}",
-                "yes" if found.bytes <= room else f"no: {found.bytes / 1e9:,.1f} GB",
+                "yes" if is_in else f"no: {found.bytes / 1e9:,.1f} GB",
+                "-" if found.flops is None else f"{found.flops / 1e9:,.1f}",
+                f"{found.traffic.total / found.steps / 1e6:,.1f}",
+                *("-" if x is None else f"{1e3 * x:,.2f}" for x in found.least_seconds(chip)),
             )
-        table.title = f"{name}, {target}: {len(devices)} chips of {room / 1e9:.0f} GB"
+            sent[model] = found
+        table.title = f"{name}, {target}: {len(devices)} chips of {chip.gigabytes} GB"
         console.print(table)
+        for model, found in sent.items():
+            if found.traffic.total:
+                console.print(f"{model}: in {found.steps} steps a chip sends {found.traffic}")
     return 0 if fits else 1
 
 
@@ -95,9 +146,9 @@ def _target(arguments: list[str]) -> tuple[str, list[str]]:
     n = arguments.index("--target")
     target = arguments[n + 1] if n + 1 < len(arguments) else ""
     kind, _, shape = target.partition(":")
-    if kind not in GIGABYTES or not shape:
+    if kind not in CHIPS or not shape:
         raise ValueError(
-            f"--target is {target!r}; expected KIND:SHAPE, KIND one of {', '.join(GIGABYTES)}, as "
+            f"--target is {target!r}; expected KIND:SHAPE, KIND one of {', '.join(CHIPS)}, as "
             "in v5e:2x2 or v5p:4x4x4"
         )
     return target, arguments[:n] + arguments[n + 2 :]
@@ -136,13 +187,38 @@ def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     of_runs = jax.tree.map(placed, of_runs, of_states(places.mesh, of_runs))
     shared = jax.tree.map(lambda x: placed(x, everywhere), data)
     compiled = program.dispatch.lower(*of_runs, shared).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    params, _ = jax.eval_shape(program.init, 0)
+    memory, flops = compiled.memory_analysis(), flops_of(config, model, params)
     return Compiled(
         runs=places.count // places.mesh.shape["run"],
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        flops=cost.get("flops", 0.0),
+        traffic=traffic(compiled.as_text()),
+        steps=config.train.steps_per_dispatch,
+        flops=None if flops is None else flops * places.count / places.mesh.size,
     )
+
+
+def flops_of(config: Config, model: str, params: Any) -> float | None:
+    """Returns the FLOPs of a training step of one run; None of models that do not attend.
+
+    A parameter of a matrix is multiplied with every token, twice more in the backward pass; the
+    embedding, as what it is multiplied with, with every answer.
+    """
+    settings, task, rows = config.model_of(model), config.task, config.train.batch_size
+    if not MIXERS[settings.mixer].has_weights:
+        return None
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    matrices = sum(x.size for path, x in leaves if "kernel" in jax.tree_util.keystr(path[-1:]))
+    heads = settings.num_heads, settings.width // settings.num_heads
+    x = jax.ShapeDtypeStruct((rows, task.length, *heads), settings.dtype)
+    reach = MIXERS[settings.mixer].reach(settings)
+    window = None if reach is None else (reach, 0)
+    attended = attn.explain(x, x, x, is_causal=True, local_window_size=window).gradient.flops
+    sample = functools.partial(task.sample, batch_size=rows)
+    answers = jax.eval_shape(sample, jax.random.key(0), data=task.load("train")).targets.size
+    logits = answers * settings.width * (task.num_classes or 1)
+    return 6 * (matrices * rows * task.length + logits) + settings.num_layers * attended
 
 
 if __name__ == "__main__":

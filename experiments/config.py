@@ -152,12 +152,14 @@ class EvaluateConfig:
     """A run has succeeded if so many of its test answers are right; the threshold, too, of the
     steps that it took."""
     num_probe_rows: int = 128
-    """Rows on which the probes look inside: attention maps, blocked sources, gradients."""
+    """Rows on which the probes look inside: attention maps, blocked sources, gradients; 0 for no
+    probes, where rows are too long for a map."""
     cost_lengths: tuple[int, ...] = ()
     """Row lengths at which time and memory of a training step are measured; empty for none."""
 
     def __post_init__(self):
-        _check(self, "num_answers batch_size num_probe_rows", lambda x: x >= 1, "1 or more")
+        _check(self, "num_answers batch_size", lambda x: x >= 1, "1 or more")
+        _check(self, "num_probe_rows", lambda x: x >= 0, "0 or more")
         _check(self, "success_accuracy", lambda x: 0 < x <= 1, "in (0, 1]")
         in_range = "lengths of 1 or more"
         _check(self, "lengths cost_lengths", lambda x: all(n >= 1 for n in x), in_range)

@@ -55,9 +55,11 @@ def probe(
       initial: its parameters before the first step.
       questions: of the config.
     """
+    seen: dict[str, Any] = {"attention": None, "blocked": None, "gradient": None}
+    if config.evaluate.num_probe_rows == 0:
+        return seen
     batch = questions.first(config.task.length, config.evaluate.num_probe_rows)
     spans = spans_of(config, model, batch)
-    seen: dict[str, Any] = {"attention": None, "blocked": None, "gradient": None}
     if len(spans.row):
         seen["gradient"] = gradient_reach(config, model, trained, initial, batch, spans)
     if MIXERS[config.model_of(model).mixer].has_weights:

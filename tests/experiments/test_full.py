@@ -42,7 +42,7 @@ def shrunk(config):
             num_answers=2,
             batch_size=2,
             lengths=config.evaluate.lengths[:2],
-            num_probe_rows=2,
+            num_probe_rows=min(2, config.evaluate.num_probe_rows),
         ),
     )
 
