@@ -56,15 +56,13 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-def slow_but(*fast):
-    return [
-        pytest.param(name, model, marks=() if (name, model) in fast else pytest.mark.slow)
-        for name in MESHES
-        for model in CONFIG.models
-    ]
+FIRST, *OTHERS = CONFIG.models
+SLOW = [*((name, FIRST) for name in MESHES if name != "all"), *(("all", x) for x in OTHERS)]
 
 
-@pytest.mark.parametrize(("name", "model"), slow_but(("all", CONFIG.models[0])))
+@pytest.mark.parametrize(
+    ("name", "model"), [("all", FIRST), *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW)]
+)
 def test_a_run_on_a_mesh_is_that_on_one_device(name, model):
     losses, state, program = trained(MESHES[name], model)
     expected, alone, _ = trained(MeshConfig(), model)
@@ -74,7 +72,7 @@ def test_a_run_on_a_mesh_is_that_on_one_device(name, model):
 
 
 def test_parameters_and_their_moments_stand_where_they_are_used():
-    _, state, _ = trained(MESHES["all"], CONFIG.models[0])
+    _, state, _ = trained(MESHES["all"], FIRST)
     cut = {
         jax.tree_util.keystr(path): x.sharding.spec
         for path, x in jax.tree_util.tree_leaves_with_path(state)
@@ -86,13 +84,12 @@ def test_parameters_and_their_moments_stand_where_they_are_used():
 
 
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path):
-    model = CONFIG.models[0]
-    _, state, _ = trained(MESHES["all"], model)
+    _, state, _ = trained(MESHES["all"], FIRST)
     stage = StageRecord(tmp_path / "fresh", RUNS)
     stage.path.mkdir()
     stage.save(state)
     for shape in (MeshConfig(), MESHES["all"]):
-        blank = initial_state(program_on(shape, model)[1], RUNS)
+        blank = initial_state(program_on(shape, FIRST)[1], RUNS)
         restored = stage.resume(blank)
         for new, like, old in zip(*map(jax.tree.leaves, (restored, blank, state)), strict=True):
             assert new.sharding == like.sharding
