@@ -25,9 +25,9 @@ from benchmarks.device_check.training import training
 
 PARTS: dict[str, tuple[Callable[[Check], bool | None], float]] = {
     "device": (device, 0.1),
-    "laws": (laws, 0.4),
-    "bfloat16": (bfloat16, 0.55),
-    "memory": (memory, 0.63),
+    "laws": (laws, 0.35),
+    "bfloat16": (bfloat16, 0.5),
+    "memory": (memory, 0.6),
     "training": (training, 0.7),
     "speed": (speed, 0.93),
 }

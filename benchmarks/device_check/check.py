@@ -54,7 +54,8 @@ class Check:
 
     def do(self, name: str, part: Callable[["Check"], bool | None], until: float) -> None:
         """Runs a part that is to end by then; if it raises, that is what is found."""
-        self.found = self.record["parts"][name] = {"status": SKIPPED, "summary": "no time was left"}
+        skipped = {"status": SKIPPED, "summary": "no time was left", "seconds": 0.0}
+        self.found = self.record["parts"][name] = skipped
         self._until = until
         if self.is_late():
             return
