@@ -69,16 +69,17 @@ def speed(check: Check) -> None:
             cells = [_cell(found["seconds"].get(n), found["flops"], best) for n in compile_seconds]
             row(*(str(found[axis]) for axis in ("T", "H", "B", "N", "kind", "passes")), *cells)
     check.found["compile_seconds"] = compile_seconds
-    check.say("", "Seconds to trace and compile both passes, medians:")
-    check.say("", *(f"- {n}: {statistics.median(s):.1f}" for n, s in compile_seconds.items() if s))
+    medians = {name: statistics.median(found) for name, found in compile_seconds.items() if found}
+    if medians:
+        check.say("", "Seconds to trace and compile both passes, medians:", "")
+        check.say(*(f"- {name}: {seconds:.1f}" for name, seconds in medians.items()))
     if failures:
         check.say("", "Failed:", "", *(f"- {name}: {why}" for name, why in failures.items()))
     if skipped:
         check.say("", "No time was left for:", "", *(f"- {label}" for label in skipped))
-    peers = [name for name, seconds in compile_seconds.items() if seconds]
     check.found["summary"] = (
-        f"{len(rows)} rows, {', '.join(peers)}; {len(failures)} failures, {len(skipped)} of "
-        f"{len(skipped) + len(rows) // 2} cases skipped"
+        f"{len(rows)} rows of {', '.join(medians) or 'nobody'}; {len(failures)} failures, "
+        f"{len(skipped)} cases skipped for lack of time"
     )
 
 
