@@ -6,9 +6,6 @@ Nothing is run. Shapes: one row, N = 4 heads, H = 64, float32, causal.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attn
+from benchmarks.programs import derivatives, temporary_bytes
 
 SHAPE = (4, 64)
 
@@ -42,36 +40,10 @@ def main() -> None:
     ):
         for length in options.lengths:
             if length <= limit:
-                figures = (temporary_bytes(f, length) for f in derivatives(attend).values())
+                inputs = [jax.ShapeDtypeStruct((1, length, *SHAPE), jnp.float32)] * 3
+                figures = (temporary_bytes(f, *inputs) for f in derivatives(attend).values())
                 table.add_row(name, str(length), *(f"{x / 1e6:.0f}" for x in figures))
     Console().print(table)
-
-
-def derivatives(attend: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Returns the function and its derivatives, each of query, key and value."""
-    forward = functools.partial(attend, is_causal=True)
-
-    def loss(*inputs):
-        return jnp.sum(forward(*inputs) ** 2)
-
-    gradient = jax.grad(loss, (0, 1, 2))
-
-    def gradient_dot_inputs(*inputs):
-        return sum(jnp.vdot(g, x) for g, x in zip(gradient(*inputs), inputs, strict=True))
-
-    return {
-        "forward": forward,
-        "gradient": gradient,
-        "jvp": lambda *inputs: jax.jvp(forward, inputs, inputs),
-        "Hessian-vector": lambda *inputs: jax.jvp(gradient, inputs, inputs)[1],
-        "grad-of-grad": jax.grad(gradient_dot_inputs, (0, 1, 2)),
-    }
-
-
-def temporary_bytes(function: Callable[..., Any], length: int) -> int:
-    """Returns what the compiled function allocates beside its arguments and results."""
-    inputs = [jax.ShapeDtypeStruct((1, length, *SHAPE), jnp.float32)] * 3
-    return jax.jit(function).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ medians beside it. Shapes: one row, N = 4 heads, H = 64, float32.
 import dataclasses
 import functools
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,8 @@ import tyro
 import attn
 from attn import masks
 from benchmarks.machine import machine
+from benchmarks.programs import compiled
+from benchmarks.timing import take_turns
 
 NUM_HEADS, WIDTH = 4, 64
 
@@ -133,24 +133,6 @@ def imports(repeats: int) -> list[dict[str, Any]]:
 
     times = take_turns({name: call(name) for name in ("attn", "jax")}, max(repeats, 5))
     return [report("import attn / import jax", times["attn"], times["jax"])]
-
-
-def compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
-    """Returns the call, compiled for its arguments."""
-    program = jax.jit(function).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(program(*arguments))
-
-
-def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of calls that take turns; the first turn only warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def report(name: str, above: float, below: float) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import dataclasses
 import functools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import attn
-from benchmarks.machine import machine
+from benchmarks.machine import machine, matrix_product_rate
+from benchmarks.programs import compiled, with_gradient
+from benchmarks.timing import take_turns
 
 NUM_HEADS, WIDTH = 4, 64
 
@@ -84,23 +86,17 @@ def main() -> None:
         Path(options.output).write_text(lines)
 
 
-Case = Callable[[int, bool, bool], Callable[[], None]]
-"""Length, causal, gradient to a function that runs the case once, to its end."""
+Case = Callable[[int, bool, bool], Callable[[], Any]]
+"""Length, causal, gradient to a function that runs the case once."""
 
 
 def jax_call(attend: Callable[..., jax.Array]) -> Case:
     """Returns the cases of a function with the signature of ``jax.nn.dot_product_attention``."""
 
-    def prepare(length: int, causal: bool, gradient: bool) -> Callable[[], None]:
+    def prepare(length: int, causal: bool, gradient: bool) -> Callable[[], Any]:
         inputs = [jnp.asarray(x) for x in arrays(length)]
         forward = functools.partial(attend, is_causal=causal)
-
-        def both(query, key, value):
-            output, pull_back = jax.vjp(forward, query, key, value)
-            return pull_back(output)
-
-        compiled = jax.jit(both if gradient else forward).lower(*inputs).compile()
-        return lambda: jax.block_until_ready(compiled(*inputs))
+        return compiled(with_gradient(forward) if gradient else forward, *inputs)
 
     return prepare
 
@@ -114,7 +110,7 @@ def find_torch() -> Case | None:
     torch.set_num_threads(machine()["cores"])
     attend = torch.nn.functional.scaled_dot_product_attention
 
-    def prepare(length: int, causal: bool, gradient: bool) -> Callable[[], None]:
+    def prepare(length: int, causal: bool, gradient: bool) -> Callable[[], Any]:
         inputs = [torch.from_numpy(x.swapaxes(1, 2).copy()) for x in arrays(length)]
 
         def forward():
@@ -136,14 +132,7 @@ def measure(
 ) -> dict[str, float]:
     """Returns the median seconds of every peer, which take turns."""
     calls = {name: prepare(length, causal, gradient) for name, prepare in peers.items()}
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            if turn:  # the first only warms up
-                times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return take_turns(calls, repeats)
 
 
 def arrays(length: int) -> list[np.ndarray]:
@@ -157,18 +146,6 @@ def flops(length: int, causal: bool, gradient: bool) -> float:
     """Returns the operations that cannot be avoided: 2 matrix products forward, 5 backward."""
     forward = 4 * NUM_HEADS * length**2 * WIDTH / (2 if causal else 1)
     return forward * (3.5 if gradient else 1)
-
-
-def matrix_product_rate() -> float:
-    """Returns the operations a second of a large float32 matrix product here: the peak."""
-    x = jnp.ones((2048, 2048), jnp.float32)
-    product = jax.jit(jnp.matmul).lower(x, x).compile()
-    times = []
-    for _ in range(8):
-        begun = time.perf_counter()
-        jax.block_until_ready(product(x, x))
-        times.append(time.perf_counter() - begun)
-    return 2 * 2048**3 / min(times)
 
 
 if __name__ == "__main__":

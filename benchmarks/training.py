@@ -11,8 +11,6 @@ products of a step, forward and backward, at the speed of a large one measured b
 """
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +21,7 @@ import tyro
 from flax import linen
 
 from benchmarks.machine import machine
+from benchmarks.timing import take_turns
 from experiments.config import Config, ModelConfig, SweepConfig, TrainConfig
 from experiments.models import MIXERS
 from experiments.models.decoder import build_decoder
@@ -83,19 +82,6 @@ def main() -> None:
     sweep_against_its_runs(options)
 
 
-def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each call, after one that compiles."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(each) for name, each in seconds.items()}
-
-
 def against_peers(length: int, options: Options) -> None:
     """Prints the step with our attention, with peers', and its floor."""
     task = Recall(vocab_size=256, length=length, num_pairs=8)
@@ -110,7 +96,7 @@ def against_peers(length: int, options: Options) -> None:
     matrix = jnp.asarray(np.random.default_rng(0).normal(size=(side, side)), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     calls["product"] = lambda: product(matrix)
-    seconds = in_turns(calls, options.repeats)
+    seconds = take_turns(calls, options.repeats)
     speed = 2 * side**3 / seconds.pop("product")
     # Two layers: four projections of D^2, and half the square of scores, twice, of width D.
     width, tokens = 64, options.batch_size * length
@@ -146,7 +132,9 @@ def sweep_against_its_runs(options: Options) -> None:
 
         return call
 
-    seconds = in_turns({"sweep": dispatches(runs), "alone": dispatches(runs[:1])}, options.repeats)
+    seconds = take_turns(
+        {"sweep": dispatches(runs), "alone": dispatches(runs[:1])}, options.repeats
+    )
     steps = config.train.steps_per_dispatch
     print(f"\n16 runs as one program, {len(jax.local_devices())} devices")
     print(f"  a step of one run alone {1e3 * seconds['alone'] / steps:8.1f} ms")

@@ -1,0 +1,223 @@
+"""Value, gradient, jvp and Hessian-vector product in bfloat16, against the dense formula.
+
+What is exact is the dense formula in float32 with exact matrix products. The error allowed is twice
+that of the dense formula in bfloat16, as in the tests of FlashAttention, and a unit or two in the
+last place of the largest number.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attn import masks, scores
+from attn.testing import oracle
+from attn.testing.precision import ROUNDING
+from attn.testing.subject import jit, summary
+from benchmarks.device_check.check import Check
+from benchmarks.device_check.implementations import implementations
+from benchmarks.machine import machine
+
+BATCH, HEADS, WIDTH = 2, 2, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of ours, and what says the same to the dense formula."""
+
+    allowed: np.ndarray
+    """Which pairs take part, broadcastable to ``[B, N, T, S]``."""
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of ours that hold arrays, without derivatives."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Static arguments of ours."""
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Of what is differentiated, where they are not as usual; ``score_params`` among them."""
+    change: Callable | None = None
+    """``(scores, score_params) -> scores``, for the dense formula."""
+    padding: int = 0
+    """Keys at the end that are NaN for ours."""
+
+
+def calls(length: int) -> dict[str, Call]:
+    """Returns calls of that many queries, of every kind."""
+    rng = np.random.default_rng(0)
+    fewer = length * 7 // 8
+    i, j = np.arange(length)[:, None], np.arange(length)
+    causal, everything = j <= i, np.ones((1, length), bool)
+    ids = np.stack([j * 5 // length, j * 3 // length])
+    lengths = np.array([length, fewer], np.int32)
+    some = rng.random((BATCH, 1, length, length)) < 0.5
+    few = causal & (i % 5 != 0)
+    wide = {"query": (BATCH, length, HEADS, WIDTH), "key": (BATCH, fewer, HEADS, WIDTH)}
+    grouped = (BATCH, length, 1, WIDTH)
+
+    def decay(found, at, rate):
+        return found - rate[at.head] * jnp.log1p(jnp.abs(at.query - at.key))
+
+    def dense_decay(found, rate):
+        distance = jnp.asarray(np.log1p(np.abs(i - j)), found.dtype)
+        return found - rate[:, None, None] * distance
+
+    return {
+        "causal": Call(causal, options={"is_causal": True}),
+        "window": Call(causal & (i - j <= 50), {"mask": masks.Window(50, 0)}),
+        "segments": Call(
+            causal & (ids[:, None, :, None] == ids[:, None, None]),
+            {"mask": masks.Causal() & masks.Segments(jnp.asarray(ids))},
+        ),
+        "lengths": Call(
+            (i < lengths[:, None, None, None]) & (j < lengths[::-1, None, None, None]),
+            {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths[::-1].copy()},
+        ),
+        "dense mask": Call(some, {"mask": some}),
+        "user's mask": Call(
+            causal & ((i + j) % 3 != 0),
+            {"mask": masks.Causal() & masks.Where(lambda at: (at.query + at.key) % 3 != 0)},
+        ),
+        "soft cap": Call(
+            causal,
+            options={"is_causal": True, "score": scores.SoftCap(2.0)},
+            change=lambda found, _: 2 * jnp.tanh(found / 2),
+        ),
+        "user's score": Call(
+            causal,
+            options={"is_causal": True, "score": decay},
+            shapes={"score_params": (HEADS,)},
+            change=dense_decay,
+        ),
+        "bias": Call(everything, shapes={"bias": (1, HEADS, length, length)}),
+        "grouped queries": Call(
+            causal, options={"is_causal": True}, shapes={"key": grouped, "value": grouped}
+        ),
+        "S != T, V != H": Call(
+            np.ones((1, fewer), bool), shapes=wide | {"value": (BATCH, fewer, HEADS, 96)}
+        ),
+        "queries that see nothing": Call(
+            few, {"mask": masks.Causal() & masks.Where(lambda at: at.query % 5 != 0)}
+        ),
+        "NaN in padding": Call(
+            j < fewer,
+            {"key_value_seq_lengths": np.full(BATCH, fewer, np.int32)},
+            padding=length - fewer,
+        ),
+    }
+
+
+def numbers(call: Call, length: int) -> list[dict[str, np.ndarray]]:
+    """Returns, in bfloat16, all that is differentiated, and a tangent of it."""
+    shapes = dict.fromkeys(("query", "key", "value"), (BATCH, length, HEADS, WIDTH)) | call.shapes
+    return [
+        {name: rng.normal(size=x).astype(jnp.bfloat16) for name, x in shapes.items()}
+        for rng in (np.random.default_rng(seed) for seed in (0, 1))
+    ]
+
+
+def derivatives(attend: Callable, inputs: Any, tangents: Any) -> dict[str, Any]:
+    """Returns the value and the derivatives of attention, those of one argument by its name."""
+
+    def gradient(inputs):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(attend(x).astype(jnp.float32))))(inputs)
+
+    return {
+        "value": attend(inputs),
+        "gradient": gradient(inputs),
+        "jvp": jax.jvp(attend, (inputs,), (tangents,))[1],
+        "Hessian-vector": jax.jvp(gradient, (inputs,), (tangents,))[1],
+    }
+
+
+def expected(call: Call, length: int) -> list[Any]:
+    """Returns them by the dense formula, in bfloat16 and in float32; compiled quickly."""
+
+    def run(inputs, tangents, allowed):
+        def attend(inputs):
+            arrays = dict(inputs)
+            params = arrays.pop("score_params", None)
+            of_call = call.change
+            change = None if of_call is None else lambda found: of_call(found, params)
+            return oracle.dense(**arrays, allowed=allowed, change=change)[0]
+
+        return derivatives(attend, inputs, tangents)
+
+    def computed_in(dtype):
+        cast = jax.tree.map(lambda x: x.astype(dtype), numbers(call, length))
+        return jax.device_get(jit(run)(*cast, call.allowed))
+
+    with jax.default_matmul_precision("highest"):
+        return [computed_in(dtype) for dtype in (jnp.bfloat16, jnp.float32)]
+
+
+def our_derivatives(call: Call, attend: Callable, inputs: Any, tangents: Any) -> Any:
+    """Returns them by an implementation."""
+
+    def run(inputs, tangents, arrays):
+        return derivatives(lambda x: attend(**x, **arrays, **call.options), inputs, tangents)
+
+    if call.padding:
+        inputs = dict(inputs)
+        for name in ("key", "value"):
+            inputs[name] = inputs[name].copy()
+            inputs[name][:, -call.padding :] = np.nan
+    return jax.device_get(jax.jit(run)(inputs, tangents, call.arrays))
+
+
+def excess(ours: Any, dense: Any, exact: Any) -> dict[str, float]:
+    """Returns the greatest error of each derivative, in units of what is allowed."""
+
+    def of_leaf(ours, dense, exact):
+        ours, dense, exact = (np.asarray(x).astype(np.float64) for x in (ours, dense, exact))
+        error, of_dense = np.max(np.abs(ours - exact)), np.nanmax(np.abs(dense - exact))
+        allowed = 2 * of_dense + ROUNDING * np.max(np.abs(exact))
+        return np.inf if np.isnan(error) else 0.0 if error == 0 else float(error / allowed)
+
+    of_leaves = jax.tree.map(of_leaf, ours, dense, exact)
+    return {kind: max(jax.tree.leaves(x)) for kind, x in of_leaves.items()}
+
+
+def bfloat16(check: Check) -> bool:
+    """Returns whether no error is greater than allowed, of the calls that there was time for."""
+    length, wanted = check.sizes.odd_length, check.sizes.calls
+    every = {name: x for name, x in calls(length).items() if wanted is None or name in wanted}
+    by_formula = functools.cache(lambda name: expected(every[name], length))
+    results: dict[str, dict[str, Any]] = {}
+    named = implementations()
+
+    def result(name: str, attend: Callable) -> dict[str, float] | str | None:
+        if check.is_late():
+            return None
+        try:
+            ours = our_derivatives(every[name], attend, *numbers(every[name], length))
+            return excess(ours, *by_formula(name))
+        except Exception as error:
+            return summary(error)
+
+    with concurrent.futures.ThreadPoolExecutor(machine()["cores"]) as pool:
+        for implementation, attend in named.items():
+            found = pool.map(result, every, [attend] * len(every))
+            results[implementation] = {
+                name: x for name, x in zip(every, found, strict=True) if x is not None
+            }
+    check.found["errors"] = results
+    check.say(f"Errors, in units of those allowed: above 1 is wrong. T = {length}.")
+    row = check.table("implementation", "call", "value", "gradient", "jvp", "Hessian-vector")
+    failing, errors = [], []
+    for implementation, of_calls in results.items():
+        for name, found in of_calls.items():
+            figures = {} if isinstance(found, str) else found
+            cells = [f"{x:.2f}" for x in figures.values()] or [found]
+            row(implementation, name, *cells)
+            greatest = max(figures.values(), default=np.inf)
+            errors.append(greatest)
+            failing += [f"{implementation}: {name}"] if greatest > 1 else []
+    total, names = len(every) * len(named), f" ({'; '.join(failing)})" if failing else ""
+    check.found["summary"] = (
+        f"{len(errors)} of {total} calls done, {len(failing)} fail{names}; the greatest error is "
+        f"{max(errors, default=np.nan):.2f} of what is allowed"
+    )
+    return bool(errors) and not failing
