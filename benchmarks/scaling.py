@@ -13,7 +13,7 @@ import time
 import jax
 import tyro
 
-from experiments.compile import CHIPS, compile_steps, devices_of
+from experiments.compile import CHIPS, compile_steps, devices_of, shown
 from experiments.config import MeshConfig
 from experiments.run import parse
 
@@ -60,16 +60,15 @@ def main() -> None:
             found = compile_steps(config, config.models[0], devices)
             seconds = time.perf_counter() - begun
             fits = "yes" if found.bytes <= 1e9 * chip.gigabytes else "no"
-            numbers = [f"{1e3 * (x or 0):,.1f}" for x in found.least_seconds(chip)]
             row = [
                 f"{length:,}",
                 str(count),
                 f"{found.bytes / 1e9:.2f}",
                 f"{found.temporary_bytes / 1e9:.2f}",
                 fits,
-                f"{(found.flops or 0) / 1e12:,.1f}",
-                f"{found.traffic.total / 1e6:,.0f}",
-                *numbers,
+                shown(found.flops, 1e12),
+                shown(found.sent_bytes, 1e6),
+                *(shown(x, 1e-3) for x in found.least_seconds(chip)),
                 f"{seconds:.0f}",
             ]
             print(f"| {' | '.join(row)} |", flush=True)

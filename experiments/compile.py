@@ -77,8 +77,8 @@ class Compiled(NamedTuple):
     """That it takes part in."""
     argument_bytes: int
     temporary_bytes: int
-    traffic: Traffic
-    """What it sends in a dispatch."""
+    traffic: Traffic | None
+    """What it sends in a dispatch; None where the compiler does not show its program."""
     steps: int
     """Of a dispatch."""
     flops: float | None
@@ -89,11 +89,18 @@ class Compiled(NamedTuple):
         """What a chip must hold."""
         return self.argument_bytes + self.temporary_bytes
 
-    def least_seconds(self, chip: Chip) -> tuple[float | None, float, float]:
+    @property
+    def sent_bytes(self) -> float | None:
+        """What it sends in a step."""
+        return None if self.traffic is None else self.traffic.total / self.steps
+
+    def least_seconds(self, chip: Chip) -> tuple[float | None, float, float | None]:
         """Returns what a step takes at least for its products, for memory and for links."""
-        products = None if self.flops is None else self.flops / chip.flops
-        sent = self.traffic.total / self.steps
-        return products, 2 * self.argument_bytes / chip.memory, sent / chip.links
+        return (
+            _over(self.flops, chip.flops),
+            2 * self.argument_bytes / chip.memory,
+            _over(self.sent_bytes, chip.links),
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -126,15 +133,15 @@ def main(arguments: list[str]) -> int:
                 f"{found.argument_bytes / 1e6:,.1f}",
                 f"{found.temporary_bytes / 1e6:,.1f}",
                 "yes" if is_in else f"no: {found.bytes / 1e9:,.1f} GB",
-                "-" if found.flops is None else f"{found.flops / 1e9:,.1f}",
-                f"{found.traffic.total / found.steps / 1e6:,.1f}",
-                *("-" if x is None else f"{1e3 * x:,.2f}" for x in found.least_seconds(chip)),
+                shown(found.flops, 1e9),
+                shown(found.sent_bytes, 1e6),
+                *(shown(x, 1e-3) for x in found.least_seconds(chip)),
             )
             sent[model] = found
         table.title = f"{name}, {target}: {len(devices)} chips of {chip.gigabytes} GB"
         console.print(table)
         for model, found in sent.items():
-            if found.traffic.total:
+            if found.traffic and found.traffic.total:
                 console.print(f"{model}: in {found.steps} steps a chip sends {found.traffic}")
     return 0 if fits else 1
 
@@ -193,10 +200,26 @@ def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
         runs=places.count // places.mesh.shape["run"],
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        traffic=traffic(compiled.as_text()),
+        traffic=_traffic_of(compiled),
         steps=config.train.steps_per_dispatch,
         flops=None if flops is None else flops * places.count / places.mesh.size,
     )
+
+
+def _traffic_of(compiled: Any) -> Traffic | None:
+    try:
+        return traffic(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # Some programs its own reader refuses.
+        return None
+
+
+def _over(amount: float | None, rate: float) -> float | None:
+    return None if amount is None else amount / rate
+
+
+def shown(x: float | None, unit: float) -> str:
+    """Returns a number in a unit as a table has it."""
+    return "-" if x is None else f"{x / unit:,.1f}"
 
 
 def flops_of(config: Config, model: str, params: Any) -> float | None:
