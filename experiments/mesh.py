@@ -10,10 +10,11 @@ where its rows and its parameters are, and XLA divides the work and sends what h
 mesh is no part of what is computed: a run goes on, to rounding the same, on any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 if TYPE_CHECKING:
@@ -86,6 +87,41 @@ def sequence_axis() -> str | None:
     """Returns the axis over which rows are spread where this is traced; None if they are not."""
     mesh = jax.sharding.get_abstract_mesh()
     return "sequence" if dict(mesh.shape).get("sequence", 1) > 1 else None
+
+
+def along_rows(function: Callable[..., Any], x: Any, *shared: Any, past: int = 0) -> Any:
+    """Returns ``function(x with the positions before it, *shared)``.
+
+    Where rows are cut, each device does so with its share and is sent the few positions before it.
+    Left to itself, XLA gathers whole rows on every device, there or in the gradient.
+
+    Args:
+      function: from ``[B, past + L, ...]`` to ``[B, L, ...]``: each position of the ``past`` before
+        it and of its own.
+      x: whole rows, ``[B, L, ...]``.
+      *shared: arrays that are the same for all rows.
+      past: positions before the first are zeros.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = _that_divide(mesh, ("data", "sequence"), x.shape) if "data" in mesh.axis_names else ()
+    axis = cut[1] if len(cut) == 2 else None
+
+    def of_share(x, *shared):
+        if not past:
+            return function(x, *shared)
+        before = jnp.zeros_like(x[:, :past])
+        if axis is not None:  # The first device is sent nothing, which is zeros.
+            pairs = [(n, n + 1) for n in range(mesh.shape[axis] - 1)]
+            before = jax.lax.ppermute(x[:, -past:], axis, pairs)
+        return function(jnp.concatenate([before, x], axis=1), *shared)
+
+    names = {name for name in cut if name is not None}
+    if not names:
+        return of_share(x, *shared)
+    rows, everywhere = PartitionSpec(*cut), PartitionSpec()
+    in_specs = rows, *(everywhere for _ in shared)
+    spread = jax.shard_map(of_share, in_specs=in_specs, out_specs=rows, axis_names=names)
+    return spread(x, *shared)
 
 
 def _axes_of(path: Any) -> tuple[str | None, ...]:

@@ -26,6 +26,7 @@ from flax import linen
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.config import ModelConfig
+from experiments.mesh import along_rows
 from experiments.models import MIXERS
 from experiments.models.mixer import FLOAT_BYTES
 from experiments.models.positions import POSITIONS
@@ -76,7 +77,9 @@ class Decoder(linen.Module):
             x = linen.Dense(width, name="embed")(inputs)
         else:
             embed = linen.Embed(self.vocab_size, width, name="embed")
-            x = embed(inputs)
+            x = along_rows(
+                lambda tokens, table: jnp.take(table, tokens, axis=0), inputs, embed.embedding
+            )
         if not self.is_initializing():  # whose variables are to be the parameters alone
             x = self.perturb("embedded", x)
         position = POSITIONS[self.config.position]
@@ -133,13 +136,16 @@ class ShortConvolution(linen.Module):
             return linen.initializers.normal(shape[0] ** -0.5)(rng, shape).at[0].add(1.0)
 
         taps = self.param("taps", identity_and_noise, (self.size, x.shape[-1]))
-        length = x.shape[-2]
-        padded = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
-        mixed: Any = sum(
-            taps[i] * padded[:, self.size - 1 - i : self.size - 1 - i + length]
-            for i in range(self.size)
-        )
-        return mixed.astype(x.dtype)
+
+        def mix(padded, taps):
+            length = padded.shape[-2] - self.size + 1
+            mixed: Any = sum(
+                taps[i] * padded[:, self.size - 1 - i : self.size - 1 - i + length]
+                for i in range(self.size)
+            )
+            return mixed.astype(x.dtype)
+
+        return along_rows(mix, x, taps, past=self.size - 1)
 
 
 def build_decoder(task: Task, config: ModelConfig) -> Decoder:

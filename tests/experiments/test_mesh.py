@@ -9,8 +9,9 @@ import pytest
 
 from experiments.config import Config, MeshConfig, ModelConfig, TrainConfig
 from experiments.records import StageRecord
-from experiments.runs import Run, fetch, places_for
+from experiments.runs import Run, fetch, places_for, stack_runs
 from experiments.tasks import Recall
+from experiments.traffic import traffic
 from experiments.train import build_program, initial_state, train
 
 CONFIG = Config(
@@ -81,6 +82,23 @@ def test_parameters_and_their_moments_stand_where_they_are_used():
     for name in ("query", "key", "value", "out", "mlp_in_0", "mlp_out_0", "embed"):
         found = [path for path in cut if f"'{name}'" in path and "bias" not in path]
         assert len(found) == 3, f"{name}: the parameter and two moments"
+
+
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_no_device_gathers_what_others_hold_of_a_row(tokens):
+    """What is gathered does not grow with the row: keys go round, and two tokens to the next."""
+    config = dataclasses.replace(
+        CONFIG, task=Recall(vocab_size=16, length=tokens, num_pairs=2), mesh=MESHES["tokens"]
+    )
+    places = places_for(config.mesh, 1)
+    program = build_program(config, FIRST, places, ())
+    arrays = program.stacked, *stack_runs(RUNS[:1], places), ()
+    sent = traffic(program.dispatch.lower(*arrays).compile().as_text())
+    row = tokens * config.model.width * 4
+    gathered = sent.bytes["all-gather"] / max(sent.count["all-gather"], 1)
+    assert gathered < row / 4
+    assert sent.count["all-to-all"] == 0
+    assert sent.count["collective-permute"] > 0
 
 
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path):
