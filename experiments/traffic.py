@@ -1,7 +1,8 @@
 """What the devices of a compiled program send each other: read from its text, loops counted.
 
-A collective in the body of a loop is sent as often as the loop goes round, which XLA writes beside
-the loop where it knows it; of branches the one that sends most counts.
+A collective in the body of a loop is sent as often as the loop goes round: as XLA writes beside the
+loop, or else as its condition says, if that compares a counter, from 0 on, with a constant. A loop
+of unknown length counts once; of branches the one that sends most.
 """
 
 import math
@@ -17,6 +18,8 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|_computation=%?([\w.-]+))")
 
@@ -56,8 +59,18 @@ def traffic(program: str) -> Traffic:
 
     def of(name: str) -> Traffic:
         if name not in known:
-            known[name] = _sum([_of_line(line, of) for line in bodies.get(name, ())])
+            every = [(line, _of_line(line, of)) for line in bodies.get(name, ())]
+            known[name] = _sum([_times(x, trips(line)) for line, x in every])
         return known[name]
+
+    def trips(line: str) -> int:
+        if (found := _TRIPS.search(line)) is not None:
+            return int(found[1])
+        condition = _CONDITION.search(line)
+        lines = [] if condition is None else bodies.get(condition[1], [])
+        constants = [int(found[1]) for x in lines if (found := _CONSTANT.search(x))]
+        counts = any("direction=LT" in x for x in lines) and len(constants) == 1
+        return constants[0] if counts else 1
 
     return of(entry)
 
@@ -74,9 +87,11 @@ def _of_line(line: str, of) -> Traffic:
         groups = _BRANCHES.findall(line)
         names = [x.strip().lstrip("%") for pair in groups for x in ",".join(pair).split(",") if x]
         return max((of(x) for x in names if x), key=lambda x: x.total)
-    trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
-    inner = _sum([of(x) for x in _CALLED.findall(line)])
-    return Traffic(*(Counter({k: n * trips for k, n in x.items()}) for x in inner))
+    return _sum([of(x) for x in _CALLED.findall(line)])
+
+
+def _times(x: Traffic, trips: int) -> Traffic:
+    return Traffic(*(Counter({k: n * trips for k, n in of.items()}) for of in x))
 
 
 def _sum(every: list[Traffic]) -> Traffic:

@@ -54,3 +54,31 @@ def test_what_is_sent(function, count, size):
     assert dict(found.count) == count
     assert dict(found.bytes) == size
     assert found.total == sum(size.values())
+
+
+AS_FOR_TPU = """
+%again (x: (s32[], f32[4])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%count, %five), direction=LT
+}
+
+%body (x: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %sent = (f32[4], f32[4]) collective-permute-start(%y), channel_id=1
+  %done = f32[4] collective-permute-done(%sent)
+}
+
+%unknown (x: (s32[], s32[], f32[4])) -> pred[] {
+  ROOT %less = pred[] compare(%count, %most), direction=LT
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %a = (s32[], f32[4]) while(%x), condition=%again, body=%body
+  %b = (s32[], s32[], f32[4]) while(%x), condition=%unknown, body=%body
+}
+"""
+
+
+def test_a_loop_whose_condition_alone_tells_how_long_it_is():
+    found = traffic(AS_FOR_TPU)
+    assert dict(found.count) == {"collective-permute": 5 + 1}
+    assert dict(found.bytes) == {"collective-permute": (5 + 1) * 16}
