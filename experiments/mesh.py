@@ -105,11 +105,13 @@ def along_rows(function: Callable[..., Any], x: Any, *shared: Any, past: int = 0
     mesh = jax.sharding.get_abstract_mesh()
     cut = _that_divide(mesh, ("data", "sequence"), x.shape) if "data" in mesh.axis_names else ()
     axis = cut[1] if len(cut) == 2 else None
+    if axis is not None and x.shape[1] < past * mesh.shape[axis]:  # Not all stands next door.
+        cut, axis = cut[:1], None
 
     def of_share(x, *shared):
         if not past:
             return function(x, *shared)
-        before = jnp.zeros_like(x[:, :past])
+        before = jnp.zeros((x.shape[0], past, *x.shape[2:]), x.dtype)
         if axis is not None:  # The first device is sent nothing, which is zeros.
             pairs = [(n, n + 1) for n in range(mesh.shape[axis] - 1)]
             before = jax.lax.ppermute(x[:, -past:], axis, pairs)

@@ -1,7 +1,7 @@
 """Recall from a context longer than a chip's memory: the sequence is spread over chips.
 
-Command   python -m experiments.run configs/full/long_context.py --mesh.sequence 256 \
-              --task.length 1048576
+Command   python -m experiments.run configs/full/long_context.py
+          (with --mesh.sequence 256 --task.length 1048576: a million tokens on 256 chips)
 Minutes   not run: how it fits, chip by chip, is in benchmarks/README.md (Many chips)
 Expected  not run
 """
@@ -15,10 +15,10 @@ def get_config() -> Config:
     return Config(
         claim=(
             "A decoder recalls pairs from anywhere in its context, at any length for which there "
-            "are chips: attention goes round them as a ring."
+            "are chips: attention goes round them as a ring. A window does not reach them."
         ),
         task=Recall(vocab_size=8192, length=8192, num_pairs=64),
-        models=("attention",),
+        models=("attention", "window,window=1024"),
         model=ModelConfig(
             width=1024, num_layers=8, num_heads=8, mlp_ratio=4, position="rotary", dtype="bfloat16"
         ),

@@ -91,7 +91,7 @@ REFUSED = [
     ),
     (EvaluateConfig, {"num_answers": 0}, "num_answers is 0; expected 1 or more"),
     (EvaluateConfig, {"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-    (EvaluateConfig, {"num_probe_rows": 0}, "num_probe_rows is 0; expected 1 or more"),
+    (EvaluateConfig, {"num_probe_rows": -1}, "num_probe_rows is -1; expected 0 or more"),
     (EvaluateConfig, {"lengths": (8, 0)}, r"lengths is \(8, 0\); expected lengths of 1 or more"),
     (EvaluateConfig, {"cost_lengths": (0,)}, r"cost_lengths is \(0,\); expected lengths of 1"),
     *(
