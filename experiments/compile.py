@@ -119,8 +119,8 @@ def main(arguments: list[str]) -> int:
     chip = CHIPS[target.partition(":")[0]]
     console, fits = Console(), True
     for name, config in configs.items():
-        table = Table("model", "runs a chip", "state, MB", "temporary, MB", "fits")
-        for column in ("GFLOP a step", "sent, MB a step", "least ms: products", "memory", "links"):
+        table = Table("model", "runs a chip", "MB: state + working", "fits")
+        for column in ("GFLOP a step", "MB sent a step", "least ms: products, memory, links"):
             table.add_column(column, justify="right")
         sent = {}
         for model in config.models:
@@ -130,12 +130,11 @@ def main(arguments: list[str]) -> int:
             table.add_row(
                 model,
                 str(found.runs),
-                f"{found.argument_bytes / 1e6:,.1f}",
-                f"{found.temporary_bytes / 1e6:,.1f}",
+                f"{shown(found.argument_bytes, 1e6)} + {shown(found.temporary_bytes, 1e6)}",
                 "yes" if is_in else f"no: {found.bytes / 1e9:,.1f} GB",
                 shown(found.flops, 1e9),
                 shown(found.sent_bytes, 1e6),
-                *(shown(x, 1e-3) for x in found.least_seconds(chip)),
+                " ".join(shown(x, 1e-3) for x in found.least_seconds(chip)),
             )
             sent[model] = found
         table.title = f"{name}, {target}: {len(devices)} chips of {chip.gigabytes} GB"
@@ -218,8 +217,10 @@ def _over(amount: float | None, rate: float) -> float | None:
 
 
 def shown(x: float | None, unit: float) -> str:
-    """Returns a number in a unit as a table has it."""
-    return "-" if x is None else f"{x / unit:,.1f}"
+    """Returns a number in a unit, to three digits, as a table has it."""
+    if x is None:
+        return "-"
+    return f"{x / unit:,.0f}" if x >= 100 * unit else f"{x / unit:.3g}"
 
 
 def flops_of(config: Config, model: str, params: Any) -> float | None:
