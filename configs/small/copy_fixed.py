@@ -2,8 +2,8 @@
 
 Command   python -m experiments.run configs/small/copy_fixed.py
 Minutes   7, on two shared cores that had other work too
-Expected  whole strings, median of seeds 100 to 103 (results/suite_small): rotary 1.000; letters at 32,
-          64, 128: rotary 1.000, 0.037, 0.039; no code 0.979, 0.954, 0.907.
+Expected  whole strings, median of seeds 100 to 103 (results/suite_small): rotary 1.000; letters
+          at 32, 64, 128: rotary 1.000, 0.037, 0.039; no code 0.979, 0.954, 0.907.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

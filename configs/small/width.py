@@ -2,8 +2,8 @@
 
 Command   python -m experiments.run configs/small/width.py
 Minutes   9, on two shared cores that had other work too
-Expected  at 99 % of seeds 100 to 103, width 16, 32, 64 (results/suite_small): attention 2, 4, 4 of 4;
-          delta rule 0, 0, 4; SSD 0, 0, 0; GRU 0, 0, 0.
+Expected  at 99 % of seeds 100 to 103, width 16, 32, 64 (results/suite_small): attention 2, 4, 4
+          of 4; delta rule 0, 0, 4; SSD 0, 0, 0; GRU 0, 0, 0.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
