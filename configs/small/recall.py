@@ -3,8 +3,8 @@
 Command   python -m experiments.run configs/small/recall.py
 Minutes   41, on two shared cores that had other work too
 Expected  at 99 % of seeds 100 to 109 (results/suite_small): attention 10 of 10, delta rule 10,
-          SSD 6, SSD of two heads 3, all others 0. Median accuracy: window 0.162, GRU 0.124, LSTM 0.108,
-          long convolution 0.056; without short convolution near 1/8.
+          SSD 6, SSD of two heads 3, all others 0. Median accuracy: window 0.162, GRU 0.124, LSTM
+          0.108, long convolution 0.056; without short convolution near 1/8.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
