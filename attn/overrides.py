@@ -161,6 +161,8 @@ def register(primitive: Primitive, of_params: Callable) -> None:
             if options is not None:
                 run = functools.partial(function.kernel.run, **options)
                 try:
+                    if _is_divided(context):
+                        raise Refused("XLA divides it over devices; call it in jax.shard_map")
                     return mlir.lower_fun(run, multiple_results=True)(context, *operands)
                 except Refused:
                     if function.kernel.is_named:
@@ -172,6 +174,17 @@ def register(primitive: Primitive, of_params: Callable) -> None:
     mlir.register_lowering(primitive, lower("this platform"))
     for platform in ("cpu", "cuda", "rocm", "tpu"):
         mlir.register_lowering(primitive, lower(platform), platform=platform)
+
+
+def _is_divided(context: Any) -> bool:
+    """Returns whether XLA divides the program over devices, which it cannot do with a kernel."""
+    axes = context.module_context.axis_context
+    if hasattr(axes, "num_devices"):
+        return (axes.num_devices or 1) > 1
+    manual = frozenset(getattr(axes, "manual_axes", ()))
+    if not manual:
+        return False
+    return manual | frozenset(axes.mesh.manual_axes) != frozenset(axes.mesh.axis_names)
 
 
 def _options(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:

@@ -138,6 +138,8 @@ def _cut(x: Any, axes: tuple[str | None, ...]) -> Any:
     if "data" not in mesh.axis_names:
         return x
     axes = _that_divide(mesh, axes[: x.ndim], x.shape)
+    if not axes:
+        return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 

@@ -122,7 +122,8 @@ def each_run(
         mesh=mesh,
         in_specs=(runs, everywhere),
         out_specs=runs,
-        axis_names={"run"},
+        # Where XLA has nothing to divide, kernels may run.
+        axis_names={"run"} if mesh.size > mesh.shape["run"] else set(mesh.axis_names),
         check_vma=False,
     )
     return jax.jit(

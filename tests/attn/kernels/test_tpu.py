@@ -9,6 +9,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import attn
 from attn import scores
@@ -42,6 +44,18 @@ def test_they_do_not_run_if_another_is_named():
     for named in ("blockwise", "reference"):
         attend = jax.grad(lambda *x, named=named: total(*x, implementation=named), (0, 1, 2))
         assert kernels_in(attend, X, X, X) == 0
+
+
+def test_what_xla_divides_over_devices_is_blockwise_and_what_a_user_divides_is_not():
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    x = jax.ShapeDtypeStruct((4, *X.shape[1:]), X.dtype)
+    divided = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P("data")))
+    gradient = jax.grad(total, (0, 1, 2))
+    assert kernels_in(gradient, divided, divided, divided) == 0
+    spread = jax.shard_map(gradient, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert kernels_in(spread, x, x, x) == 3
+    with pytest.raises(ValueError, match="XLA divides it over devices"):
+        kernels_in(lambda x: total(x, x, x, implementation="fused"), divided)
 
 
 def test_what_they_refuse_is_blockwise():
