@@ -14,7 +14,7 @@ def training(check: Check) -> bool:
     """Returns whether every seed has learned to recall."""
     # Here, so that the other parts run where what the laboratory needs is missing.
     from experiments.config import Config, OptimizerConfig, SweepConfig, TrainConfig
-    from experiments.runs import Run, slots_for
+    from experiments.runs import Run, places_for
     from experiments.tasks import Recall
     from experiments.train import build_program, initial_state, train
 
@@ -27,7 +27,7 @@ def training(check: Check) -> bool:
         train=TrainConfig(steps=steps, batch_size=32, checkpoint_every=steps),
     )
     runs = [Run(seed, RATE) for seed in SEEDS]
-    program = build_program(config, "attention", slots_for(len(runs)), ())
+    program = build_program(config, "attention", places_for(config.mesh, len(runs)), ())
     found, times = [], []
 
     def record(metrics: Any) -> None:
