@@ -95,7 +95,7 @@ def along_rows(function: Callable[..., Any], x: Any, *shared: Any, past: int = 0
     Where rows are cut, each device does so with its share and is sent the few positions before it.
     Left to itself, XLA gathers whole rows on every device, there or in the gradient.
 
-    Cost: that of ``function`` on a share; ``past`` positions sent, and in the gradient as many back.
+    Cost: that of ``function`` on a share; ``past`` positions sent, and their gradients sent back.
 
     Args:
       function: from ``[B, past + L, ...]`` to ``[B, L, ...]``: each position of the ``past`` before
