@@ -146,22 +146,25 @@ def _absorb_all(call: Plan, context: Context, inputs: Inputs) -> Outputs:
         scores, values = call.scores(context, tile, parts)
         return softmax_state.absorb(state, scores, values, call.factors(context, tile, scores))
 
-    def finish(state):
-        return Outputs(*(ungroup_queries(x, group_size) for x in softmax_state.finish(state)))
+    def ungrouped(state):
+        return jax.tree.map(lambda x: ungroup_queries(x, group_size), state)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _results(inputs))
+    def finish(state):
+        return Outputs(*ungrouped(softmax_state.finish(state)))
+
     ring = call.keys_ring
     if ring is None:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _results(inputs))
         return call.sweep(context, inputs, start, visit, finish, zeros)
-
-    def of_device(device, keys, state):
-        there = inputs._replace(key=keys[0], value=keys[1])
-        found = call.sweep(context, there, start, visit, finish, zeros, device)
-        found = softmax_state.of_results(*map(group_queries, found))
-        return softmax_state.merge(state, found), ()
 
     queries = (*batch, group_size * num_queries)
     nothing = vary(softmax_state.empty(queries, width, dtype), varying(inputs, context))
+
+    def of_device(device, keys, state):
+        there = inputs._replace(key=keys[0], value=keys[1])
+        found = call.sweep(context, there, start, visit, ungrouped, ungrouped(nothing), device)
+        return softmax_state.merge(state, jax.tree.map(group_queries, found)), ()
+
     state, _ = ring.around(of_device, (inputs.key, inputs.value), nothing, ())
     return finish(state)
 

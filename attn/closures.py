@@ -4,18 +4,27 @@ A mask or score function may close over arrays, traced ones included, or read th
 that changes. JAX's rules for derivatives and batching see arguments only, and its caches see
 functions only by identity; so such a function is traced at every call, before any cache is asked,
 and what it read is passed beside its arguments.
+
+Inside ``jax.shard_map`` what it read may be the same on all devices while its arguments vary. Then
+what it computes from that alone is computed here, once, and is what is passed, varying: so the
+gradient of what it read is summed over devices once, not in every tile.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import enum
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
-from attn.devices import of_type, vary
+from attn.devices import of_type, vary, varying
+
+CALLS = frozenset(("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"))
+"""Operations that are a program of their own, computed where they stand."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +63,10 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
     # A new function for every trace: JAX remembers traces, and with them what was read.
     closed, shapes = jax.make_jaxpr(lambda *x: function(*x), return_shape=True)(*examples)
     results = jax.tree.structure(shapes)
+    if any(len(varying(x)) < len(varying(examples)) for x in closed.consts):
+        arrays = _computed_once(closed, varying(examples))
+        rest = functools.partial(_computed_of, closed, arrays)
+        closed = jax.make_jaxpr(lambda *x: rest(jax.tree.leaves(x)))(*examples)
     key = (str(closed.jaxpr), results, tuple(_rules(closed.jaxpr)))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
 
@@ -70,3 +83,83 @@ def _rules(operations: Jaxpr) -> Iterator[Any]:
                 yield from _rules(parameter)
             elif callable(parameter) and not isinstance(parameter, type):
                 yield parameter
+
+
+class _Of(enum.IntEnum):
+    """What a value is computed from, the last of these that is."""
+
+    NUMBERS = 0
+    """Those that stand in the program."""
+    READ = 1
+    """What the function read."""
+    ARGUMENTS = 2
+
+
+def _computed_once(closed: ClosedJaxpr, axes: tuple[str, ...]) -> list[Array]:
+    """Returns what the operations on arguments take from those on what was read, varying."""
+    arrays: list[Array] = []
+
+    def take(x):
+        arrays.append(vary(x, axes))
+
+    nothing = [None] * len(closed.jaxpr.invars)
+    _evaluate(closed, _Of.READ, closed.consts, nothing, take)
+    return arrays
+
+
+def _computed_of(closed: ClosedJaxpr, arrays: list[Array], leaves: list[Any]) -> list[Any]:
+    """Returns the results, from the arguments and what ``_computed_once`` returned."""
+    arrays_in_order = iter(arrays)
+    nothing = [None] * len(closed.consts)
+    return _evaluate(closed, _Of.ARGUMENTS, nothing, leaves, lambda _: next(arrays_in_order))
+
+
+def _evaluate(
+    closed: ClosedJaxpr, stage: _Of, consts: Sequence[Any], leaves: Sequence[Any], take: Callable
+) -> list[Any]:
+    """Returns the results of the operations of one stage, None where they are of the other.
+
+    Args:
+      closed: the program.
+      stage: READ or ARGUMENTS.
+      consts: what was read, None at the other stage.
+      leaves: the arguments, None at the other stage.
+      take: is given a value of READ that an operation of ARGUMENTS needs, and returns it; called
+        in the same order at both stages.
+    """
+    Value = tuple[_Of, Any]
+
+    def values_of(jaxpr: Jaxpr, given: Sequence[Value]) -> list[Value]:
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
+
+        def read(x) -> Value:
+            return (_Of.NUMBERS, x.val) if isinstance(x, Literal) else known[x]
+
+        def taken(x) -> Value:
+            of, value = read(x)
+            if of != _Of.READ:
+                return of, value
+            known[x] = _Of.ARGUMENTS, take(value)
+            return known[x]
+
+        for equation in jaxpr.eqns:
+            operands = [read(x) for x in equation.invars]
+            of = max((x for x, _ in operands), default=_Of.NUMBERS)
+            called = equation.params.get("jaxpr")
+            if equation.primitive.name in CALLS and isinstance(called, ClosedJaxpr):
+                inner = [(_Of.NUMBERS, x) for x in called.consts]
+                found = values_of(called.jaxpr, [*inner, *operands])
+            else:
+                if of == _Of.ARGUMENTS:
+                    operands = [taken(x) for x in equation.invars]
+                outs: Any = [None] * len(equation.outvars)
+                if of in (_Of.NUMBERS, stage):
+                    params = equation.primitive.get_bind_params(equation.params)
+                    outs = equation.primitive.bind(*(x for _, x in operands), **params)
+                    outs = outs if equation.primitive.multiple_results else [outs]
+                found = [(of, x) for x in outs]
+            known.update(zip(equation.outvars, found, strict=True))
+        return [(taken if jaxpr is closed.jaxpr else read)(x) for x in jaxpr.outvars]
+
+    given = [(_Of.READ, x) for x in consts] + [(_Of.ARGUMENTS, x) for x in leaves]
+    return [x for _, x in values_of(closed.jaxpr, given)]

@@ -85,8 +85,6 @@ def dot_product_attention(
 
     Functions in ``score`` and ``mask`` are traced at every call that is not itself inside ``jit``,
     and what they read is read then; a program is compiled again only if they do something else.
-    Inside ``jax.shard_map``, give a score function what is the same on all devices as a parameter:
-    the gradient of what it closes over is summed over them in every tile, not once.
 
     Args:
       query: queries, in float16, bfloat16, float32 or float64.

@@ -67,7 +67,8 @@ class MultiHeadAttention(linen.Module):
     """Passed to ``attn.dot_product_attention``."""
     sequence_axis: str | None = None
     """The axis, of the mesh that is set, over which the sequence is spread: then attention is that
-    of ``attn.sharded`` as a ring, and lengths are multiples of the axis's size."""
+    of ``attn.sharded`` as a ring, and lengths are multiples of the axis's size. Where they are of
+    twice that, causal attention is exchanged into a zig-zag: equal work for all devices."""
 
     @linen.compact
     def __call__(
@@ -135,7 +136,7 @@ class MultiHeadAttention(linen.Module):
             first = num_keys - num_queries if options.get("alignment") == "end" else 0
             query = positions.rotary(query, first + jnp.arange(num_queries))
             key = positions.rotary(key, jnp.arange(num_keys))
-        attended = self._attention()(
+        attended = self._attention(query, key, options)(
             query,
             key,
             value,
@@ -157,7 +158,7 @@ class MultiHeadAttention(linen.Module):
             return output, attention_weights(query, key, bias, mask, **options)
         return output
 
-    def _attention(self) -> Callable[..., Any]:
+    def _attention(self, query: Array, key: Array, options: Options) -> Callable[..., Any]:
         if self.sequence_axis is None:
             return functools.partial(dot_product_attention, implementation=self.implementation)
         if self.implementation not in (None, "blockwise"):
@@ -166,8 +167,15 @@ class MultiHeadAttention(linen.Module):
                 f"attention over the axis {self.sequence_axis!r} is"
             )
         mesh: Any = jax.sharding.get_abstract_mesh()
-        axis = {"axis_name": self.sequence_axis, "mesh": mesh}
-        return functools.partial(sharded.dot_product_attention, **axis)
+        blocks = 2 * mesh.shape.get(self.sequence_axis, 1)
+        is_uneven = options.get("is_causal") and options.get("local_window_size") is None
+        is_even = query.shape[-3] % blocks == key.shape[-3] % blocks == 0
+        return functools.partial(
+            sharded.dot_product_attention,
+            axis_name=self.sequence_axis,
+            mesh=mesh,
+            placement="exchanged" if is_uneven and is_even else "contiguous",
+        )
 
     def _head_width(self, name: str, features: int) -> int:
         if features < 1 or features % self.num_heads:

@@ -15,7 +15,8 @@ those of its tokens, wherever these are.
 ``gather`` suits few key heads. ``all_to_all`` spreads the heads for as long as the call takes
 (Jacobs et al., arXiv 2309.14509). All leave out the tiles that a mask finds empty, so under a
 causal mask the shares of ``ring`` and ``gather`` are of unequal work, the last device's twice the
-mean; placed in a zig-zag (``place``) they are of equal work, at every step.
+mean; in a zig-zag they are of equal work, at every step. Arrays can be placed so from the start
+(``place``), or exchanged for as long as the call takes, half a share with another device each way.
 
 Letters: ``*B`` leading axes, T queries and S keys of the whole sequence, n devices, N query heads,
 K key heads, H head width, V value width.
@@ -37,7 +38,7 @@ from attn.masks import Mask
 from attn.spread import Heads, Ring
 
 Method = Literal["ring", "gather", "all_to_all"]
-Placement = Literal["contiguous", "zigzag"]
+Placement = Literal["contiguous", "zigzag", "exchanged"]
 
 
 def dot_product_attention(
@@ -77,7 +78,8 @@ def dot_product_attention(
       mesh: of the axis, if the arrays are whole; None inside ``jax.shard_map``.
       method: see the module docstring.
       placement: ``"contiguous"``: device d has the d-th n-th of the sequence; ``"zigzag"``: as
-        ``place`` has it.
+        ``place`` has it; ``"exchanged"``: the first, and the second for as long as the call takes.
+        ``all_to_all`` has nothing to exchange.
       sinks: as there.
       dropout_rate: as there.
       dropout_rng: as there; the same weights are dropped as on one device.
@@ -105,7 +107,7 @@ def dot_product_attention(
     arguments.check_choice("placement", placement, get_args(Placement))
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
-    settings = axis_name, method, placement == "zigzag"
+    settings = axis_name, method, placement
     if mesh is None:
         found = _of_device(settings, query, key, value, bias, mask, options | others)
     else:
@@ -151,7 +153,7 @@ def _order(length: int, num_devices: int) -> np.ndarray:
 
 def _over_mesh(
     mesh: Mesh,
-    settings: tuple[str, Method, bool],
+    settings: tuple[str, Method, Placement],
     query: Array,
     key: Array,
     value: Array,
@@ -203,7 +205,7 @@ def _over_mesh(
 
 
 def _of_device(
-    settings: tuple[str, Method, bool],
+    settings: tuple[str, Method, Placement],
     query: Array,
     key: Array,
     value: Array,
@@ -212,14 +214,15 @@ def _of_device(
     options: dict[str, Any],
 ) -> tuple[Array, Array]:
     """Returns this device's share of output and log-sum-exp."""
-    axis, method, is_zigzag = settings
+    axis, method, placement = settings
     size = _size_of(axis)
+    is_exchanged = placement == "exchanged" and method != "all_to_all"
     logits, rate, rng = (options.pop(k) for k in ("sinks", "dropout_rate", "dropout_rng"))
     whole_query, whole_key = _whole(query, size), _whole(key, size)
     resolved = arguments.resolve(whole_query, whole_key, None, mask, **options)
     resolved = arguments.dropped(resolved, rate, rng)
     bias = arguments.resolve(query, whole_key, bias, None).bias
-    if is_zigzag:
+    if is_zigzag := placement == "zigzag" or is_exchanged:
         for name, x in (("query", query), ("key", key)):
             if x.shape[-3] % 2:
                 raise ValueError(
@@ -230,7 +233,7 @@ def _of_device(
     arrays = query, key, value, resolved._replace(bias=bias)
     arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
     attend = _over_heads if method == "all_to_all" else _over_keys
-    output, lse = attend(ring, *arrays)
+    output, lse = (_exchanged if is_exchanged else attend)(ring, *arrays)
     if logits is not None:
         logits = arguments.sinks_of(logits, query)
         output, lse = softmax_state.with_sink(output, lse, logits)
@@ -259,6 +262,16 @@ def _over_keys(ring: Ring, query: Array, key: Array, value: Array, resolved) -> 
         gather = lambda x: lax.all_gather(x, ring.axis, axis=x.ndim - 3, tiled=True)  # noqa: E731
         key, value = gather(key), gather(value)
     return blockwise_attention(query, key, value, *resolved, spread=ring)
+
+
+def _exchanged(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+    """Attends in a zig-zag with contiguous shares."""
+    bias = resolved.bias
+    if bias is not None and bias.shape[-2] != 1:
+        resolved = resolved._replace(bias=ring.to_zigzag(bias, -2))
+    query, key, value = (ring.to_zigzag(x, -3) for x in (query, key, value))
+    output, lse = _over_keys(ring, query, key, value, resolved)
+    return ring.from_zigzag(output, -3), ring.from_zigzag(lse, -2)
 
 
 def _over_heads(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ Ring attention: Liu et al., arXiv 2310.01889; balanced by placement: Brandon et 
 Letters: n devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,38 @@ class Ring(NamedTuple):
             _tiles([block for n in devices for block in self.blocks_of(n)], columns),
         )
 
+    def to_zigzag(self, x: Array, axis: int) -> Array:
+        """Returns this device's share in a zig-zag, of an array spread in order."""
+        first, second = self._sent(jnp.split(x, 2, axis))
+        return jnp.concatenate([first, second], axis)
+
+    def from_zigzag(self, x: Array, axis: int) -> Array:
+        """Returns this device's share in order, of an array spread in a zig-zag."""
+        even, odd = self._sent(jnp.split(x, 2, axis), is_back=True)
+        return jnp.concatenate([even, odd], axis)
+
+    def _sent(self, halves: Sequence[Array], *, is_back: bool = False) -> tuple[Array, Array]:
+        """Returns both blocks of this device, sent by those that hold them in the other placement.
+
+        In order it holds blocks 2 d and 2 d + 1, in a zig-zag d and 2 n - 1 - d: either way one
+        that is even and one that is odd, and each half makes one permutation of devices.
+        """
+        n, is_even = self.size, lax.axis_index(self.axis) % 2 == 0
+
+        def swapped(pair):
+            # Of a zig-zag, the even block is the first on even devices.
+            return [jnp.where(is_even, *two) for two in (pair, pair[::-1])]
+
+        hops = [
+            [(d, block if block < n else 2 * n - 1 - block) for d, block in enumerate(blocks)]
+            for blocks in (range(0, 2 * n, 2), range(1, 2 * n, 2))
+        ]
+        if is_back:
+            hops = [[(there, here) for here, there in pairs] for pairs in hops]
+            halves = swapped(halves)
+        sent = [lax.ppermute(x, self.axis, pairs) for x, pairs in zip(halves, hops, strict=True)]
+        return tuple(sent if is_back else swapped(sent))
+
     def around(self, visit: Callable, keys: Any, carry: Any, sums: Any) -> tuple[Any, Any]:
         """Returns what is carried, and what is summed for keys, after the keys of all devices.
 
@@ -75,12 +107,13 @@ class Ring(NamedTuple):
 
         def step(k, state):
             keys, carry, sums = state
-            sent = send(keys)
+            # Both are on their way while this device visits.
+            sent, arriving = send((keys, sums))
             carry, summands = visit((here - k) % n, keys, carry)
-            return sent, carry, send(jax.tree.map(jnp.add, sums, summands))
+            return sent, carry, jax.tree.map(jnp.add, arriving, summands)
 
         _, carry, sums = lax.fori_loop(0, n, step, (keys, carry, sums))
-        return carry, sums
+        return carry, send(sums)
 
 
 class Heads(NamedTuple):

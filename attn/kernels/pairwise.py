@@ -31,6 +31,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jaxtyping import Array
 
+from attn.closures import CALLS
 from attn.devices import vary, varying
 from attn.overrides import Refused
 
@@ -49,7 +50,6 @@ ELEMENTWISE = frozenset(
 PLACINGS = frozenset(("pcast", "pvary", "reshard", "sharding_constraint"))
 """Operations that say where arrays are: nothing, inside of a kernel."""
 RESHAPES = frozenset(("reshape", "squeeze", "expand_dims"))
-CALLS = frozenset(("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -51,6 +51,10 @@ OPTIONS = {
         "score": own_score,
         "score_params": slopes,
     },
+    "closed over": lambda ids, lengths, slopes: {
+        "mask": masks.Segments(ids),
+        "score": lambda scores, at, _: scores * jnp.cos(jnp.take(jnp.exp(slopes), at.head)),
+    },
     "bias": lambda ids, lengths, slopes: {"bias": slopes[:, None, None] * np.sin(TABLE)},
 }
 

@@ -14,6 +14,7 @@ import attn
 from attn import masks, scores, sharded
 from attn.tiles import TileSizes
 from tests.attn.cases import assert_close, jit
+from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
 
 B, T, N, K, H, V = 2, 80, 8, 4, 5, 3
 RNG = np.random.default_rng(0)
@@ -50,6 +51,7 @@ OPTIONS = {
 """Of calls; what they hold is of the whole sequence."""
 BIASES = {"none": None, "all": ROWS, "keys": ROWS[:1, :, :1], "one head": ROWS[:, :1]}
 METHODS = [*itertools.product(("ring", "gather", "all_to_all"), ("contiguous", "zigzag"))]
+EXCHANGED = [("ring", "exchanged"), ("gather", "exchanged")]
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +64,10 @@ def small_tiles(monkeypatch, request):
 def calls(names):
     """Returns what is tested of each method, most of it among the slow tests."""
     found = []
-    for name, (method, placement) in itertools.product(names, METHODS):
+    for name, (method, placement) in itertools.product(names, METHODS + EXCHANGED):
         is_shown = method == "ring" or name in ("segments, window", "functions", "all")
         is_one = is_shown and (placement == "zigzag") == (method == "ring")
+        is_one |= (placement, name) in (("exchanged", "segments, window"), ("exchanged", "all"))
         marks = () if is_one else pytest.mark.slow
         found.append(pytest.param(name, method, placement, marks=marks))
     return found
@@ -156,7 +159,7 @@ def test_a_bias_is_the_rows_of_a_device(bias, method, placement):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("size", [2, 8])
-@pytest.mark.parametrize(("method", "placement"), METHODS[1::2])
+@pytest.mark.parametrize(("method", "placement"), METHODS[1::2] + EXCHANGED[:1])
 def test_any_number_of_devices(size, method, placement):
     """Of 8 devices two hold each of the 4 key heads for all_to_all."""
     name = "segments, window"
@@ -307,3 +310,52 @@ def test_outside_of_a_mesh_the_axis_is_named():
         sharded.dot_product_attention(X, X, X, axis_name="sequence")
     with pytest.raises(ValueError, match="x has length 6; expected a multiple of 4"):
         sharded.place(np.arange(6), 2, axis=0)
+
+
+PROGRAM = """
+import re, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import attn
+from attn import masks
+
+devices = np.array(topologies.get_topology_desc(sys.argv[1], platform="tpu").devices).flatten()
+mesh = Mesh(devices, ("sequence",), axis_types=(AxisType.Auto,))
+cut = NamedSharding(mesh, PartitionSpec(None, "sequence"))
+x = jax.ShapeDtypeStruct((1, 16384, 4, 128), jnp.bfloat16, sharding=cut)
+ids = jax.ShapeDtypeStruct((1, 16384), jnp.int32)
+
+def loss(query, key, value, ids):
+    output = attn.sharded.dot_product_attention(
+        query, key, value, axis_name="sequence", mesh=mesh, method=sys.argv[2],
+        placement=sys.argv[3], is_causal=True, mask=masks.Segments(ids),
+    )
+    return jnp.sum(output.astype(jnp.float32))
+
+compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids).compile()
+print("bytes", compiled.memory_analysis().temp_size_in_bytes, sep=";")
+SIGNS = {"collective-permute-start": "<", "collective-permute-done": ">"}
+for computation in compiled.as_text().split("\\n}\\n"):
+    operation = r" (collective-permute-start|collective-permute-done|while|fusion)\\("
+    found = re.findall(operation, computation)
+    if "while" in found and "ENTRY" not in computation:
+        print("loop", "".join(SIGNS.get(x, "w") for x in found), sep=";")
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("chip", "method", "placement"),
+    [("v5e", *METHODS[n]) for n in (0, 2, 4)]
+    + [(chip, "ring", "exchanged") for chip in ("v5e", "v5p", "v6e")],
+)
+def test_the_compiler_for_tpu_takes_it(chip, method, placement):
+    """No map of all pairs; keys, and what is summed for them, travel while devices compute."""
+    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement)
+    ((_, size),) = (x for x in found if x[0] == "bytes")
+    assert int(size) < 4 * 16384**2
+    loops = [order for name, order in found if name == "loop" and "<" in order]
+    assert sorted(x.count("<") for x in loops) == ([2, 4] if method == "ring" else [])
+    assert not any("<>" in x or x.endswith("<") for x in loops)

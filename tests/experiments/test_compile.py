@@ -1,19 +1,12 @@
 """The command that compiles for a TPU: what it refuses, and what it says."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 import experiments.compile
 from experiments.compile import main
+from tests.tpu import ROOT, needs_compiler, run_python
 
-ROOT = pathlib.Path(experiments.compile.__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
-LIBTPU = importlib.util.find_spec("libtpu")
 
 
 def test_it_says_how_it_is_used(capsys):
@@ -43,17 +36,12 @@ def test_without_the_compiler(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LIBTPU is None, reason="libtpu, the compiler, is not installed")
+@needs_compiler
 @pytest.mark.parametrize(
     ("target", "status", "message"),
     [("v5e:2x2", 0, "4 chips of 16 GB"), ("v5e:2x3", 2, "which the compiler refuses")],
 )
 def test_it_compiles(target, status, message):
-    path = os.pathsep.join([str(ROOT), *sys.path])
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.compile", SMOKE, "--target", target],
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    run = run_python("-m", "experiments.compile", SMOKE, "--target", target)
     assert run.returncode == status, run.stderr[-3000:]
     assert message in run.stdout + run.stderr

@@ -1,12 +1,7 @@
 """The settings of papers: that they run, cut down, and that their real step compiles for a TPU."""
 
 import dataclasses
-import importlib.util
 import io
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -15,8 +10,8 @@ import experiments.run
 from experiments.config import SweepConfig
 from experiments.models import MIXERS
 from experiments.records import RunFolder
+from tests.tpu import ROOT, needs_compiler, run_python
 
-ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 FULL = sorted((ROOT / "configs" / "full").glob("*.py"))
 STEPS = [
     *((path, next(iter(experiments.run.parse(path, []).values())).models[0]) for path in FULL),
@@ -61,16 +56,9 @@ def test_a_full_config_runs(path, tmp_path):
         assert folder.model(model).is_evaluated
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
-)
+@needs_compiler
 @pytest.mark.parametrize(("path", "model"), STEPS, ids=lambda x: getattr(x, "stem", x))
 def test_the_step_of_a_full_config_compiles_for_a_tpu(path, model):
-    path_of_modules = os.pathsep.join([str(ROOT), *sys.path])
-    compiled = subprocess.run(
-        [sys.executable, "-m", "experiments.compile", str(path), "--models", model],
-        env={**os.environ, "PYTHONPATH": path_of_modules, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    compiled = run_python("-m", "experiments.compile", str(path), "--models", model)
     assert compiled.returncode == 0, compiled.stdout + compiled.stderr[-3000:]
     assert "yes" in compiled.stdout

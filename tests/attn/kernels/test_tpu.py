@@ -1,11 +1,5 @@
 """Kernels in programs for TPU, where there is none: where they run, and that they compile."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 import attn
 from attn import scores
+from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
 
-ROOT = pathlib.Path(attn.__file__).parent.parent
 X = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16")
 
 
@@ -199,27 +193,10 @@ EVERY = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
-)
+@needs_compiler
 @pytest.mark.parametrize(("chip", "names"), [("v5e", EVERY), ("v5p", SOME), ("v6e", SOME)])
 def test_the_compiler_takes_them(chip, names):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}[chip]
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology, *names],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = [line.split(";") for line in run.stdout.splitlines() if line.count(";") == 2]
+    found = lines_of(PROGRAM, TOPOLOGIES[chip], *names)
     assert len(found) == 2 * len(names)
     for name, _, size in found:
         if name not in ("bias", "dense", "long"):
