@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,13 @@ class _Of(enum.IntEnum):
     ARGUMENTS = 2
 
 
+class _Value(NamedTuple):
+    """A value, and what it is computed from."""
+
+    of: _Of
+    value: Any
+
+
 def _computed_once(closed: ClosedJaxpr, axes: tuple[str, ...]) -> list[Array]:
     """Returns what the operations on arguments take from those on what was read, varying."""
     arrays: list[Array] = []
@@ -127,27 +134,24 @@ def _evaluate(
       take: is given a value of READ that an operation of ARGUMENTS needs, and returns it; called
         in the same order at both stages.
     """
-    Value = tuple[_Of, Any]
 
-    def values_of(jaxpr: Jaxpr, given: Sequence[Value]) -> list[Value]:
+    def values_of(jaxpr: Jaxpr, given: Sequence[_Value]) -> list[_Value]:
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
 
-        def read(x) -> Value:
-            return (_Of.NUMBERS, x.val) if isinstance(x, Literal) else known[x]
+        def read(x) -> _Value:
+            return _Value(_Of.NUMBERS, x.val) if isinstance(x, Literal) else known[x]
 
-        def taken(x) -> Value:
-            of, value = read(x)
-            if of != _Of.READ:
-                return of, value
-            known[x] = _Of.ARGUMENTS, take(value)
-            return known[x]
+        def taken(x) -> _Value:
+            if (found := read(x)).of == _Of.READ:
+                known[x] = found = _Value(_Of.ARGUMENTS, take(found.value))
+            return found
 
         for equation in jaxpr.eqns:
             operands = [read(x) for x in equation.invars]
-            of = max((x for x, _ in operands), default=_Of.NUMBERS)
+            of = max((x.of for x in operands), default=_Of.NUMBERS)
             called = equation.params.get("jaxpr")
             if equation.primitive.name in CALLS and isinstance(called, ClosedJaxpr):
-                inner = [(_Of.NUMBERS, x) for x in called.consts]
+                inner = [_Value(_Of.NUMBERS, x) for x in called.consts]
                 found = values_of(called.jaxpr, [*inner, *operands])
             else:
                 if of == _Of.ARGUMENTS:
@@ -155,11 +159,11 @@ def _evaluate(
                 outs: Any = [None] * len(equation.outvars)
                 if of in (_Of.NUMBERS, stage):
                     params = equation.primitive.get_bind_params(equation.params)
-                    outs = equation.primitive.bind(*(x for _, x in operands), **params)
+                    outs = equation.primitive.bind(*(x.value for x in operands), **params)
                     outs = outs if equation.primitive.multiple_results else [outs]
-                found = [(of, x) for x in outs]
+                found = [_Value(of, x) for x in outs]
             known.update(zip(equation.outvars, found, strict=True))
         return [(taken if jaxpr is closed.jaxpr else read)(x) for x in jaxpr.outvars]
 
-    given = [(_Of.READ, x) for x in consts] + [(_Of.ARGUMENTS, x) for x in leaves]
-    return [x for _, x in values_of(closed.jaxpr, given)]
+    given = [_Value(_Of.READ, x) for x in consts] + [_Value(_Of.ARGUMENTS, x) for x in leaves]
+    return [x.value for x in values_of(closed.jaxpr, given)]
