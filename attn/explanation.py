@@ -22,6 +22,8 @@ from attn.overrides import PLATFORMS, Refused
 from attn.plan import Context, Plan, plan
 from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes, ceil_div
 
+_DEVICES = ("cpu", "gpu", "tpu")
+
 
 class Cost(NamedTuple):
     """What a computation takes."""
@@ -77,13 +79,15 @@ def explain(
     mask: Bool[Array, "..."] | Mask | None = None,
     *,
     implementation: str | None = None,
+    platform: str | None = None,
     **options: Unpack[Options],
 ) -> Explanation:
     """Returns what ``attn.dot_product_attention`` would do with these arguments.
 
     No attention is computed, only the tile rules of the mask; query, key, value and bias may be
     given by shape and dtype. Arguments and errors are those of the call, less what changes neither
-    tiles nor products: sinks, dropout and ``return_residual``.
+    tiles nor products: sinks, dropout and ``return_residual``. ``platform`` is ``"cpu"``, ``"gpu"``
+    or ``"tpu"``, that of JAX's default device if None; it need not be there.
 
     Example:
       >>> import attn, jax
@@ -101,14 +105,18 @@ def explain(
     shapes: Any = jax.eval_shape(check, query, key, value, bias)
     query, key, value, _ = shapes
     resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
-    backend = jax.default_backend()
-    is_asked = named == "fused" or backend in PLATFORMS
-    refusal = _refusal(query, key, value, shapes[3], resolved) if is_asked else None
+    if platform is None:
+        platform = jax.default_backend()
+    arguments.check_choice("platform", platform, _DEVICES)
+    has_kernels = platform in PLATFORMS
+    interpret = not has_kernels or PLATFORMS[platform]["interpret"]
+    is_asked = named == "fused" or has_kernels
+    refusal = _refusal(query, key, value, shapes[3], resolved, interpret) if is_asked else None
     if named == "fused" and refusal is not None:
         raise refusal
-    default = "fused" if backend in PLATFORMS and refusal is None else "blockwise"
+    default = "fused" if has_kernels and refusal is None else "blockwise"
     name = named or default
-    nowhere_else = f"its kernels are for {', '.join(PLATFORMS)}; this is {backend}"
+    nowhere_else = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
     refused = {
         "fused": nowhere_else if refusal is None else refusal.reason,
         "blockwise": "the kernels are faster: it runs if it is named",
@@ -116,7 +124,7 @@ def explain(
     } | {default: "it would run if no implementation were named"}
     sides = TileSizes(query.shape[-3], key.shape[-3]) if name == "reference" else None
     of_plan = query, key, resolved.mask, None, None, 0.0, sides
-    call, context, _ = plan(*of_plan, fused={None: None, "fused": True}.get(named, False))
+    call, context, _ = plan(*of_plan, fused=named == "fused" or (named is None and has_kernels))
     grid, kinds = call.grid, _kinds(call, context)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -136,14 +144,16 @@ def explain(
     )
 
 
-def _refusal(query: Any, key: Any, value: Any, bias: Any, resolved: Any) -> Refused | None:
-    """Returns why kernels take such a call on no platform; None if they do on some."""
+def _refusal(
+    query: Any, key: Any, value: Any, bias: Any, resolved: Any, interpret: bool
+) -> Refused | None:
+    """Returns why kernels, interpreted or not, do not take such a call; None if they do."""
     of_plan = query, key, resolved.mask, resolved.score, None, 0.0, None
     call, context, params = plan(*of_plan, fused=True)
 
     def check(query, key, value, bias):
         inputs = call.arrange(params, query, key, value, bias, resolved.scale)
-        kernels.check(call, context, inputs)
+        kernels.check(call, context, inputs, interpret=interpret)
 
     try:
         jax.eval_shape(check, query, key, value, bias)

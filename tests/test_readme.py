@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from benchmarks import where
 from experiments.run import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -47,6 +48,10 @@ def test_commands_name_what_exists():
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
     assert "experiments.run" in modules
+
+
+def test_the_table_of_implementations_is_what_explain_says():
+    assert where.table() in README
 
 
 def test_runs_of_configs_are_accepted():

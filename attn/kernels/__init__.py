@@ -8,11 +8,11 @@ from typing import Any
 from jaxtyping import Array
 
 
-def check(plan: Any, context: Any, inputs: Any) -> None:
-    """Raises ``attn.overrides.Refused`` if kernels can take the call on no platform."""
+def check(plan: Any, context: Any, inputs: Any, *, interpret: bool = True) -> None:
+    """Raises ``attn.overrides.Refused`` if kernels, interpreted or not, cannot take the call."""
     from attn.kernels.call import taken_apart
 
-    taken_apart(plan, context, inputs, interpret=True)
+    taken_apart(plan, context, inputs, interpret=interpret)
 
 
 def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array, Array]:

@@ -16,9 +16,16 @@ def get_config() -> Config:
             "far as it holds sixteen pairs."
         ),
         task=Recall(vocab_size=512, length=256, num_pairs=16),
-        models=("attention", "window", "ssd,num_heads=1", "delta_rule,num_heads=1", "gru"),
+        models=(
+            "attention,num_heads=4",
+            "attention",
+            "window,num_heads=4",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
+            "gru",
+        ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=2, seeds=4),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
+        train=TrainConfig(steps=500, batch_size=16, stop_accuracy=0.999, checkpoint_every=250),
         evaluate=EvaluateConfig(),
     )

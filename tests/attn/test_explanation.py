@@ -157,3 +157,13 @@ def test_errors_are_those_of_the_call():
         attn.explain(x, x, x, implementation="fast")
     with pytest.raises(ValueError, match="bias has shape"):
         attn.explain(x, x, x, shape(3, 16, 16))
+
+
+def test_a_platform_that_is_not_here():
+    x = jax.ShapeDtypeStruct((1, 1999, 4, 64), "bfloat16")
+    found = {name: attn.explain(x, x, x, platform=name) for name in ("cpu", "gpu", "tpu")}
+    assert [y.implementation for y in found.values()] == ["blockwise", "blockwise", "fused"]
+    assert found["tpu"].tile == (512, 512)
+    assert found["gpu"].refused["fused"] == "its kernels are for tpu; this is gpu"
+    with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):
+        attn.explain(x, x, x, platform="ipu")
