@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes
@@ -73,9 +74,12 @@ def automatic(function: Callable, like: Any, num_axes: int, *trees: Any) -> Any:
 
 
 def arrays_of(tree: Any) -> tuple[list[Any], Callable]:
-    """Returns the arrays of a pytree, and a function from as many to a tree with these in it."""
+    """Returns the arrays of a pytree, and a function from as many to a tree with these in it.
+
+    NumPy's scalars are no arrays: options may be such.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    is_array = [hasattr(x, "dtype") for x in leaves]
+    is_array = [hasattr(x, "dtype") and not isinstance(x, np.generic) for x in leaves]
 
     def rebuild(arrays):
         arrays = iter(arrays)
@@ -92,6 +96,8 @@ def reshard(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
     before += (None,) * (x.ndim - len(before))
     after = tuple(spec) + (None,) * (x.ndim - len(spec))
     new = (b if a is None else a for a, b in zip(after, before, strict=True))
+    # Of axes that are not explicit, types say nothing.
+    new = (a if {a} <= {*mesh.explicit_axes} or isinstance(a, tuple) else None for a in new)
     return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*new)))
 
 

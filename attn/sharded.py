@@ -13,7 +13,8 @@ those of its tokens, wherever these are.
 
 ``ring`` sends the next keys while it computes with these (Liu et al., arXiv 2310.01889).
 ``gather`` suits few key heads. ``all_to_all`` spreads the heads for as long as the call takes
-(Jacobs et al., arXiv 2309.14509). All leave out the tiles that a mask finds empty, so under a
+(Jacobs et al., arXiv 2309.14509): a mask's or score's function then sees N / n of them, and
+``at.head`` says which. All leave out the tiles that a mask finds empty, so under a
 causal mask the shares of ``ring`` and ``gather`` are of unequal work, the last device's twice the
 mean; in a zig-zag they are of equal work, at every step. Arrays can be placed so from the start
 (``place``), or exchanged for as long as the call takes, half a share with another device each way.
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from attn import arguments, devices, softmax_state
@@ -128,7 +129,7 @@ def place(x: Array, num_devices: int, axis: int = -3) -> Array:
       axis: of the sequence; its length must be a multiple of 2 n.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if it is not, or n is less than 1.
     """
     return jnp.take(x, jnp.asarray(_order(x.shape[axis], num_devices)), axis=axis)
 
@@ -141,6 +142,8 @@ def restore(x: Array, num_devices: int, axis: int = -3) -> Array:
 
 def _order(length: int, num_devices: int) -> np.ndarray:
     """Returns which token stands where in a zig-zag."""
+    if num_devices < 1:
+        raise ValueError(f"num_devices is {num_devices}; expected 1 or more")
     if length % (2 * num_devices):
         raise ValueError(
             f"x has length {length}; expected a multiple of {2 * num_devices}, two blocks for each "
@@ -152,7 +155,7 @@ def _order(length: int, num_devices: int) -> np.ndarray:
 
 
 def _over_mesh(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     settings: tuple[str, Method, Placement],
     query: Array,
     key: Array,
@@ -163,8 +166,10 @@ def _over_mesh(
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp of whole arrays."""
     axis = settings[0]
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
+        raise TypeError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh")
     if axis not in mesh.axis_names:
-        known = ", ".join(map(repr, mesh.axis_names))
+        known = ", ".join(map(repr, mesh.axis_names)) or "it has none; is one set?"
         raise ValueError(f"axis_name is {axis!r}; expected an axis of the mesh: {known}")
     size = mesh.shape[axis]
     for name, x in (("query", query), ("key", key)):
@@ -299,7 +304,8 @@ def _over_heads(ring: Ring, query: Array, key: Array, value: Array, resolved) ->
         return lax.all_to_all(x, ring.axis, x.ndim + rows, x.ndim + heads, tiled=True)
 
     share, bias = Heads(ring.axis, size), resolved.bias
-    if bias is not None and bias.shape[-2] == 1:
+    # A share of one query has rows of its own, if they are not those of all.
+    if bias is not None and bias.shape[-2] == 1 != query.shape[-3]:
         bias = share.of_array(bias, num_heads // size)
     elif bias is not None and bias.shape[-3] == 1:
         bias = lax.all_gather(bias, ring.axis, axis=bias.ndim - 2, tiled=True)

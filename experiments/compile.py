@@ -113,6 +113,8 @@ def main(arguments: list[str]) -> int:
         target, rest = _target(rest)
         configs = members(choose(pathlib.Path(path), rest), pathlib.Path(path))
         devices = devices_of(target)
+        for config in configs.values():
+            places_for(config.mesh, 1, devices=devices)
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -147,6 +149,7 @@ def main(arguments: list[str]) -> int:
 
 def _target(arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the target, and the arguments without it."""
+    arguments = [part for x in arguments for part in _parted(x)]
     if "--target" not in arguments:
         return "v5e:2x2", arguments
     n = arguments.index("--target")
@@ -158,6 +161,12 @@ def _target(arguments: list[str]) -> tuple[str, list[str]]:
             "in v5e:2x2 or v5p:4x4x4"
         )
     return target, arguments[:n] + arguments[n + 2 :]
+
+
+def _parted(argument: str) -> list[str]:
+    """Returns ``--target=X`` as its two parts."""
+    name, is_given, value = argument.partition("=")
+    return [name, value] if name == "--target" and is_given else [argument]
 
 
 def devices_of(target: str) -> list[Any]:

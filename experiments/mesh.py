@@ -47,7 +47,7 @@ def build_mesh(shape: "MeshConfig", most_groups: int, devices: Sequence[Any] | N
       devices: all of all processes, unless others are named to compile for.
 
     Raises:
-      ValueError: if there are fewer devices than one run has.
+      ValueError: if there are fewer devices than one run has, or a process would have none.
     """
     every = list(jax.devices() if devices is None else devices)
     groups = len(every) // shape.size
@@ -58,9 +58,17 @@ def build_mesh(shape: "MeshConfig", most_groups: int, devices: Sequence[Any] | N
         )
     if devices is not None or jax.process_count() == 1:
         groups = min(groups, most_groups)
+    used = every[: groups * shape.size]
+    idle = {x.process_index for x in every} - {x.process_index for x in used}
+    if devices is None and idle:
+        raise ValueError(
+            f"mesh is data {shape.data} x sequence {shape.sequence} x model {shape.model}, which "
+            f"leaves no device of the {len(every)} for process {min(idle)}; expected a product "
+            "that divides the number of devices"
+        )
     sizes = (groups, shape.data, shape.sequence, shape.model)
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, types, devices=every[: groups * shape.size])
+    return jax.make_mesh(sizes, AXES, types, devices=used)
 
 
 def split_rows(batch: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from typing import NoReturn, get_args
 
 import jax
@@ -58,16 +59,19 @@ def main(arguments: list[str]) -> int:
         return 1
     try:
         run_all(configs, path, chosen.claim, Console(quiet=jax.process_index() > 0))
-    except (Diverged, Busy) as error:
+    except Diverged as error:  # in every process
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        leave_the_others(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except BaseException as error:
+        if jax.process_count() > 1:
+            leave_the_others(error)
+        if isinstance(error, Busy):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        if isinstance(error, KeyboardInterrupt):
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
+        raise
     return 0
 
 
@@ -96,16 +100,29 @@ def join(processes: ProcessesConfig) -> None:
         "num_processes": processes.count,
         "process_id": processes.index,
     }
-    told = {} if processes.detect else known
-    jax.distributed.initialize(**told, heartbeat_timeout_seconds=PATIENCE)
+    if not processes.detect:
+        return jax.distributed.initialize(**known, heartbeat_timeout_seconds=PATIENCE)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=PATIENCE)
+    except ValueError as error:
+        raise ValueError(
+            "processes.detect found nothing; expected the environment of a TPU slice, of a Slurm "
+            f"job or of an Open MPI one (JAX says: {error})"
+        ) from None
 
 
-def leave_the_others(error: Exception) -> NoReturn:
-    """Ends this process at once: one that is lost would keep an orderly end waiting."""
-    reason = str(error).strip().partition("\n")[0]
+def leave_the_others(error: BaseException) -> NoReturn:
+    """Ends this process at once: an orderly end waits for the others, and they for this one."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        what = f"failed, or has lost another: {error}"
+    elif isinstance(error, (Busy, KeyboardInterrupt)):
+        what = f"stopped: {error or 'interrupted'}"
+    else:
+        traceback.print_exception(error)
+        what = f"failed: {error}"
     print(
-        f"error: process {jax.process_index()} of {jax.process_count()} has lost another: "
-        f"{reason}\nstarted again, the run goes on from its last checkpoint",
+        f"error: process {jax.process_index()} of {jax.process_count()} {what}\n"
+        "started again, the run goes on from its last checkpoint",
         file=sys.stderr,
         flush=True,
     )

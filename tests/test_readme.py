@@ -1,5 +1,7 @@
 """README's code runs as it stands there."""
 
+import importlib.util
+import os
 import pathlib
 import re
 import shlex
@@ -11,6 +13,8 @@ import pytest
 
 from benchmarks import where
 from experiments.run import parse
+from tests.experiments.test_processes import free_port, of_slurm
+from tests.tpu import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,6 +52,69 @@ def test_commands_name_what_exists():
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
     assert "experiments.run" in modules
+
+
+POD = [
+    words for words in commands() if "--mesh." in " ".join(words) or "small/recall.py" in words[-1]
+]
+"""From a laptop to a pod, line by line."""
+SMALLER = {"256": "8", "1048576": "512", "v5p:4x8x8": "v5e:2x4"}
+LITTLE = [
+    "--models",
+    "attention",
+    "--model.width",
+    "32",
+    "--model.num-layers",
+    "1",
+    "--model.num-heads",
+    "2",
+    "--train.steps",
+    "1",
+    "--train.batch-size",
+    "4",
+    "--train.steps-per-dispatch",
+    "1",
+    "--train.checkpoint-every",
+    "1",
+    "--sweep.seeds",
+    "1",
+    "--sweep.learning-rates",
+    "1e-3",
+    "--evaluate.num-answers",
+    "2",
+    "--evaluate.batch-size",
+    "4",
+    "--evaluate.num-probe-rows",
+    "0",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", POD, ids=lambda words: " ".join(words[3:]))
+def test_a_line_from_a_laptop_to_a_pod_runs(words, tmp_path):
+    """Cut down: a little model, and in the place of 256 chips eight, of two processes."""
+    _, *words = (SMALLER.get(word, word) for word in words)
+    words[words.index("-m") + 2] = str(ROOT / words[words.index("-m") + 2])
+    if "experiments.compile" in words and not importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu, the compiler, is not installed")
+    count = 2 if "--processes.detect" in words else 1
+    num_devices, port = (4 if count == 2 else 16), free_port()
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    every = [
+        subprocess.Popen(
+            [sys.executable, *words, *LITTLE],
+            cwd=tmp_path,
+            env=os.environ | ENVIRONMENT | flags | (of_slurm(n, 2, port) if count == 2 else {}),
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for n in range(count)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=600) for process in every]
+    assert [process.returncode for process in every] == [0] * count, ends[0][1][-3000:]
+
+
+def test_all_lines_from_a_laptop_to_a_pod_are_found():
+    assert len(POD) == 5
 
 
 def test_the_table_of_implementations_is_what_explain_says():

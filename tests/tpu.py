@@ -19,17 +19,18 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "COLUMNS": "120",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
 }
+"""Of a process that is told that there is no TPU."""
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 """The least that there is of a chip."""
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Returns what ``python *arguments`` did, told that there is no TPU."""
-    path = os.pathsep.join([str(ROOT), *sys.path])
+    """Returns what ``python *arguments`` did."""
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

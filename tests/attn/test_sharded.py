@@ -195,6 +195,41 @@ def test_whole_arrays_on_a_mesh(name, method, kind):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("heads", [1, N])
+def test_a_share_of_one_query_has_a_row_of_the_bias(heads):
+    query, bias = ARRAYS["query"][:, :4], ROWS[:, :heads, :4]
+    call = query, ARRAYS["key"], ARRAYS["value"], bias
+    for method in ("ring", "gather", "all_to_all"):
+        found = jit(spread(4, method, "contiguous"))(*call)
+        expected = attn.dot_product_attention(*call, return_residual=True)
+        assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_options_may_be_numbers_of_numpy():
+    x = ARRAYS["query"].astype(np.float32)
+    options = {"is_causal": np.True_, "local_window_size": np.int64(3), "scale": np.float32(0.3)}
+    options |= {"dropout_rate": np.float64(0.3), "dropout_rng": jax.random.key(0)}
+    over = {"axis_name": "sequence", "mesh": mesh_of(4)}
+    found = sharded.dot_product_attention(x, x, x, **over, **options)
+    expected = attn.dot_product_attention(x, x, x, **options)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("explicit", ["data", "sequence"])
+def test_a_mesh_whose_axes_are_of_two_kinds(explicit):
+    names = ("data", "sequence")
+    types = [AxisType.Explicit if name == explicit else AxisType.Auto for name in names]
+    mesh = jax.make_mesh((2, 2), names, axis_types=tuple(types))
+    spec = P(*(name if name == explicit else None for name in names))
+    x = ARRAYS["query"].astype(np.float32)
+    cut = jax.device_put(x, jax.NamedSharding(mesh, spec))
+    options = {"axis_name": "sequence", "mesh": mesh, "is_causal": True}
+    found = jit(functools.partial(sharded.dot_product_attention, **options))(cut, cut, cut)
+    expected = attn.dot_product_attention(x, x, x, is_causal=True)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
 def test_under_vmap():
     """Over three sets of queries, the keys the same."""
     queries = RNG.normal(size=(3, B, T, N, H))
@@ -294,6 +329,7 @@ WRONG = [
     ({"bias": np.zeros((4, 7, 12), np.float32)}, "bias has shape (4, 7, 12)"),
     ({"mask": masks.Segments(np.zeros((2, 3), int))}, "mask Segments.query has shape (2, 3)"),
     ({"window": 3}, "window is no option"),
+    ({"mesh": 4}, "mesh is a int; expected a jax.sharding.Mesh"),
 ]
 
 
@@ -310,6 +346,8 @@ def test_outside_of_a_mesh_the_axis_is_named():
         sharded.dot_product_attention(X, X, X, axis_name="sequence")
     with pytest.raises(ValueError, match="x has length 6; expected a multiple of 4"):
         sharded.place(np.arange(6), 2, axis=0)
+    with pytest.raises(ValueError, match="num_devices is 0; expected 1 or more"):
+        sharded.place(np.arange(6), 0, axis=0)
 
 
 PROGRAM = """

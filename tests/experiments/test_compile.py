@@ -21,6 +21,7 @@ def test_it_says_how_it_is_used(capsys):
         (["nowhere.py"], "CONFIG.py is 'nowhere.py'; expected a file"),
         ([SMOKE, "--target", "v9:2x2"], "--target is 'v9:2x2'; expected KIND:SHAPE"),
         ([SMOKE, "--target"], "--target is ''; expected KIND:SHAPE"),
+        ([SMOKE, "--target=v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
         ([SMOKE, "--target", "v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
     ],
 )
@@ -38,10 +39,14 @@ def test_without_the_compiler(capsys, monkeypatch):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("target", "status", "message"),
-    [("v5e:2x2", 0, "4 chips of 16 GB"), ("v5e:2x3", 2, "which the compiler refuses")],
+    ("arguments", "status", "message"),
+    [
+        (["--target", "v5e:2x2"], 0, "4 chips of 16 GB"),
+        (["--target", "v5e:2x3"], 2, "which the compiler refuses"),
+        (["--mesh.sequence", "16"], 2, "error: mesh is data 1 x sequence 16 x model 1; expected"),
+    ],
 )
-def test_it_compiles(target, status, message):
-    run = run_python("-m", "experiments.compile", SMOKE, "--target", target)
+def test_it_compiles(arguments, status, message):
+    run = run_python("-m", "experiments.compile", SMOKE, *arguments)
     assert run.returncode == status, run.stderr[-3000:]
     assert message in run.stdout + run.stderr

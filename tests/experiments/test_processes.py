@@ -37,38 +37,70 @@ LONGER = 200
 
 
 @contextlib.contextmanager
-def processes(folder, count, *overrides, steps):
-    """So many processes of two devices each, at work in a folder."""
+def processes(folder, count, *overrides, steps, of_job=None, num_devices=2):
+    """So many processes at work in a folder, told of each other by flags or as those of a job."""
     (folder / "config.py").write_text(CONFIG.replace("STEPS", str(steps)))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
     }
     command = [sys.executable, "-m", "experiments.run", "config.py", *overrides]
-    together = ["--processes.coordinator", address, "--processes.count", str(count)]
-    every = [
-        subprocess.Popen(
-            command + ([*together, "--processes.index", str(n)] if count > 1 else []),
-            cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for n in range(count)
-    ]  # fmt: skip
+    port = free_port()
+    together = ["--processes.coordinator", f"localhost:{port}", "--processes.count", str(count)]
+    together = ["--processes.detect"] if of_job else together if count > 1 else []
+
+    def begin(n):
+        own = ["--processes.index", str(n)] if count > 1 and not of_job else []
+        return subprocess.Popen(
+            [*command, *together, *own],
+            cwd=folder, env=environment | (of_job(n, count, port) if of_job else {}),
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    every = [begin(n) for n in range(count)]
     try:
         yield every
     finally:
         for process in every:
             process.kill()
             process.wait()
+            process.stdout.close()
+            process.stderr.close()
 
 
-def finish(folder, count, *overrides, steps=8):
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def of_slurm(n, count, port):
+    """The environment of a process of a Slurm job."""
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(n),
+        "SLURM_LOCALID": str(n),
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+
+
+def of_open_mpi(n, count, port):
+    """The environment of a process of an Open MPI job."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{port}.0;tcp://127.0.0.1:{port}",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(n),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(n),
+    }
+
+
+def finish(folder, count, *overrides, steps=8, of_job=None):
     """The runs of a config as its evaluation has them, once all processes have ended well."""
-    with processes(folder, count, *overrides, steps=steps) as every:
+    with processes(folder, count, *overrides, steps=steps, of_job=of_job) as every:
         for process in every:
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors[-3000:]
@@ -106,7 +138,46 @@ def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count, overr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "killed", "then"), [(2, 1, 1), (4, 2, 2)])
+@pytest.mark.parametrize("of_job", [of_slurm, of_open_mpi])
+def test_what_starts_a_job_tells_them_of_each_other(alone, tmp_path, of_job):
+    assert_alike(finish(tmp_path, 2, "--mesh.data", "2", of_job=of_job), alone)
+
+
+@pytest.mark.slow
+def test_one_that_fails_stops_the_others(tmp_path):
+    """Of two, the first may not write: it says so, the other that it is alone, and both end."""
+    with processes(tmp_path, 2, steps=LONGER) as every:
+        wait_for_a_checkpoint(tmp_path)
+        (folder,) = tmp_path.glob("runs/config-*/attention/*")
+        (folder / "metrics.jsonl").unlink()
+        (folder / "metrics.jsonl").mkdir()
+        errors = [process.communicate(timeout=120)[1] for process in every]
+    assert [process.returncode for process in every] == [1, 1]
+    assert "process 0 of 2 failed: [Errno 21] Is a directory" in errors[0]
+    assert "another" in errors[1]
+
+
+@pytest.mark.slow
+def test_a_folder_at_which_others_work_stops_all(tmp_path):
+    with processes(tmp_path, 1, steps=10 * LONGER) as (first,):
+        wait_for_a_checkpoint(tmp_path)
+        with processes(tmp_path, 2, steps=10 * LONGER) as every:
+            errors = [process.communicate(timeout=120)[1] for process in every]
+        assert first.poll() is None
+    assert all(process.returncode == 1 for process in every)
+    assert "another process is at work here" in errors[0]
+
+
+@pytest.mark.slow
+def test_a_process_without_a_device_is_refused(tmp_path):
+    with processes(tmp_path, 3, "--mesh.data", "2", steps=8, num_devices=1) as every:
+        errors = [process.communicate(timeout=120)[1] for process in every]
+    assert all(process.returncode == 1 for process in every)
+    assert all("leaves no device of the 3 for process 2" in x for x in errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "killed", "then"), [(2, 1, 4), (4, 2, 2)])
 def test_one_that_dies_stops_the_others_and_nothing_is_lost(
     longer_alone, tmp_path, count, killed, then
 ):
