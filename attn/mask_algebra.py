@@ -56,6 +56,14 @@ class Mask:
         del num_queries, num_keys
         return self
 
+    def reach(self) -> tuple[int | None, int | None]:
+        """Returns a and b such that a pair is allowed only if ``i - a <= j <= i + b``.
+
+        None is no limit, or none that is known before the program runs. Over a ring of devices,
+        keys are sent no farther than this says that they are asked for.
+        """
+        return None, None
+
     def check(
         self, batch: tuple[int, ...], num_heads: int, num_queries: int, num_keys: int
     ) -> None:
@@ -224,6 +232,10 @@ class And(_Pair):
         left, right = self.left.tile(indices), self.right.tile(indices)
         return TileKind(left.empty | right.empty, left.full & right.full)
 
+    def reach(self):
+        both = zip(self.left.reach(), self.right.reach(), strict=True)
+        return tuple(min((x for x in pair if x is not None), default=None) for pair in both)
+
     def __repr__(self):
         return f"{_within(self.left, Or)} & {_within(self.right, Or)}"
 
@@ -238,6 +250,10 @@ class Or(_Pair):
     def tile(self, indices):
         left, right = self.left.tile(indices), self.right.tile(indices)
         return TileKind(left.empty & right.empty, left.full | right.full)
+
+    def reach(self):
+        both = zip(self.left.reach(), self.right.reach(), strict=True)
+        return tuple(None if None in pair else max(pair) for pair in both)
 
     def __repr__(self):
         return f"{self.left!r} | {self.right!r}"

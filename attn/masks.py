@@ -91,6 +91,14 @@ class Window(Mask):
             full &= greatest <= self.right
         return _for_all(empty, full)
 
+    def reach(self):
+        if not isinstance(self.offset, int):
+            return None, None
+        return (
+            None if self.left is None else self.left - self.offset,
+            None if self.right is None else self.right + self.offset,
+        )
+
     def check(self, batch, num_heads, num_queries, num_keys):
         fields.check_integers("Window.offset", self.offset, batch)
 

@@ -325,6 +325,8 @@ def plan(
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]
     grid = grid_of(*lengths, sides) if ring is None else ring.grid_of(*lengths, sides)
+    if ring is not None and mask is not None:
+        ring = ring.within(mask.reach(), *lengths)
     mask = None if mask is None else mask.pad(*grid.padded)
     sizes = grid, tuple(batch), num_heads, key.shape[-2], jnp.dtype(query.dtype)
     made = Plan(*sizes, dropout_rate=dropout_rate, ring=ring, heads=heads, fused=fused)

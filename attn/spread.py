@@ -2,9 +2,10 @@
 
 **Ring.** Device d of n holds the d-th of n equal blocks of the sequence, or, placed in a zig-zag,
 the d-th and the d-th from the end of 2 n, so that causal work is the same on all of them at every
-step. Queries stay. Keys, and what is summed for them, go from device to device, and are where they
-began after n steps; what a device computes from the keys at hand it computes while the next are on
-their way. No device ever holds more than a few n-ths of anything.
+step. Queries stay. Keys, and what is summed for them, go from device to device, n steps or as many
+as the mask's reach asks for, and the sums then go home; what a device computes from the keys at
+hand it computes while the next are on their way. No device ever holds more than a few n-ths of
+anything.
 
 **Heads.** Each device has the whole sequence, and the d-th n-th of the heads.
 
@@ -23,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from attn.masks import Dense, Mask
-from attn.tiles import Grid, Share, TileSizes, grid_of
+from attn.tiles import Grid, Share, TileSizes, ceil_div, grid_of
 
 
 class Ring(NamedTuple):
@@ -35,6 +36,8 @@ class Ring(NamedTuple):
     is_zigzag: bool = False
     is_gathered: bool = False
     """Whether each device has all keys at hand, those of device 0 first, and none travel."""
+    hops: int | None = None
+    """Of how many devices, itself the first, each sees the keys; None is of all."""
 
     @property
     def blocks(self) -> int:
@@ -59,6 +62,20 @@ class Ring(NamedTuple):
             _tiles(self.blocks_of(lax.axis_index(self.axis)), rows),
             _tiles([block for n in devices for block in self.blocks_of(n)], columns),
         )
+
+    def within(
+        self, reach: tuple[int | None, int | None], num_queries: int, num_keys: int
+    ) -> "Ring":
+        """Returns the ring on which keys go no farther than a mask's ``reach`` asks for.
+
+        Where queries see keys of their own index and before; ``num_queries`` and ``num_keys`` are
+        those of a share.
+        """
+        behind, ahead = reach
+        is_past = behind is not None and ahead is not None and ahead <= 0
+        if not is_past or self.is_zigzag or self.is_gathered or num_queries != num_keys:
+            return self
+        return self._replace(hops=min(self.size, 1 + max(0, ceil_div(behind, num_keys))))
 
     def to_zigzag(self, x: Array, axis: int) -> Array:
         """Returns this device's share in a zig-zag, of an array spread in order."""
@@ -93,17 +110,18 @@ class Ring(NamedTuple):
         return tuple(sent if is_back else swapped(sent))
 
     def around(self, visit: Callable, keys: Any, carry: Any, sums: Any) -> tuple[Any, Any]:
-        """Returns what is carried, and what is summed for keys, after the keys of all devices.
+        """Returns what is carried, and what is summed for keys, after the keys that are seen.
 
             carry, summands = visit(device, keys, carry)      sums = sums + summands
 
         ``keys`` and ``sums``, pytrees, travel: after each visit they are those of the next device.
         """
         here, n = lax.axis_index(self.axis), self.size
+        hops = n if self.hops is None else self.hops
 
-        def send(tree):
-            hops = [(k, (k + 1) % n) for k in range(n)]
-            return jax.tree.map(lambda x: lax.ppermute(x, self.axis, hops), tree)
+        def send(tree, distance=1):
+            pairs = [(k, (k + distance) % n) for k in range(n)]
+            return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree)
 
         def step(k, state):
             keys, carry, sums = state
@@ -112,8 +130,8 @@ class Ring(NamedTuple):
             carry, summands = visit((here - k) % n, keys, carry)
             return sent, carry, jax.tree.map(jnp.add, arriving, summands)
 
-        _, carry, sums = lax.fori_loop(0, n, step, (keys, carry, sums))
-        return carry, send(sums)
+        _, carry, sums = lax.fori_loop(0, hops, step, (keys, carry, sums))
+        return carry, send(sums, 1 - hops)
 
 
 class Heads(NamedTuple):

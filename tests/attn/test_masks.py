@@ -353,3 +353,26 @@ def test_picture_is_no_larger_than_its_width():
     assert len(lines) <= 64
     assert {len(line) for line in lines} == {9}
     assert len(Causal().picture(130, 1000).split("\n")[0]) == 63
+
+
+def test_no_pair_is_allowed_beyond_the_reach():
+    rng = np.random.default_rng(0)
+
+    def some(depth):
+        if depth:
+            left, right = some(depth - 1), some(depth - 1)
+            return [left & right, left | right, ~left][rng.integers(3)]
+        left, right = (None if x > 3 else int(x) for x in rng.integers(0, 6, 2))
+        offset = int(rng.integers(-2, 3))
+        window = Window(left, right, offset)
+        return window if rng.random() < 0.8 else Strided(2)
+
+    known = 0
+    for _ in range(60):
+        mask = some(int(rng.integers(3)))
+        i, j = np.nonzero(allowed(mask)[0, 0])
+        behind, ahead = mask.reach()
+        assert behind is None or np.all(i - j <= behind)
+        assert ahead is None or np.all(j - i <= ahead)
+        known += behind is not None
+    assert known > 10

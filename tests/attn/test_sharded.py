@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import attn
 from attn import masks, scores, sharded
 from attn.tiles import TileSizes
+from experiments.traffic import traffic
 from tests.attn.cases import assert_close, jit
 from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
 
@@ -33,6 +34,7 @@ OPTIONS = {
         "mask": masks.Segments(IDS) & masks.Window(9, 2),
         "key_value_seq_lengths": np.array([80, 31]),
     },
+    "near": {"mask": masks.Window(25, 0), "key_value_seq_lengths": np.array([80, 31])},
     "dense": {"mask": masks.Causal() | masks.Dense(ROWS > 1)},
     "functions": {
         "mask": masks.Where(lambda at: (at.query + at.key + at.head) % 3 != 0),
@@ -67,6 +69,7 @@ def calls(names):
     for name, (method, placement) in itertools.product(names, METHODS + EXCHANGED):
         is_shown = method == "ring" or name in ("segments, window", "functions", "all")
         is_one = is_shown and (placement == "zigzag") == (method == "ring")
+        is_one |= (method, placement, name) == ("ring", "contiguous", "near")
         is_one |= (placement, name) in (("exchanged", "segments, window"), ("exchanged", "all"))
         marks = () if is_one else pytest.mark.slow
         found.append(pytest.param(name, method, placement, marks=marks))
@@ -192,6 +195,27 @@ def test_whole_arrays_on_a_mesh(name, method, kind):
     assert lse.sharding.is_equivalent_to(cut, lse.ndim)
     found = jit(functools.partial(laws, attend))(primals)
     assert_close(found, expected(name, "none"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"mask": masks.Window(0, 0)}, 0),
+        ({"mask": masks.Window(20, 0)}, 2),
+        ({"mask": masks.Window(21, 0) & masks.Segments(IDS)}, 3),
+        ({"is_causal": True, "local_window_size": 21}, 3),
+        ({"mask": masks.Window(1000, 0)}, 4),
+        ({"mask": masks.Window(20, 1)}, 4),
+        ({"mask": masks.Window(20, 0) | masks.Segments(IDS)}, 4),
+        ({"mask": masks.Window(20, 0, offset=np.array([0, 1]))}, 4),
+    ],
+)
+def test_keys_go_no_farther_than_a_window_asks(options, steps):
+    """Of four devices with 20 tokens each; keys and values are sent once a step, if any go."""
+    x = ARRAYS["query"].astype(np.float32)
+    attend = jit(spread(4, "ring", "contiguous", **options))
+    sent = traffic(attend.lower(x, x, x, None).compile().as_text())
+    assert sent.count["collective-permute"] == 2 * steps
 
 
 @pytest.mark.usefixtures("float64")
