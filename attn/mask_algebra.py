@@ -233,8 +233,8 @@ class And(_Pair):
         return TileKind(left.empty | right.empty, left.full & right.full)
 
     def reach(self):
-        both = zip(self.left.reach(), self.right.reach(), strict=True)
-        return tuple(min((x for x in pair if x is not None), default=None) for pair in both)
+        (a, b), (c, d) = self.left.reach(), self.right.reach()
+        return _nearer(a, c), _nearer(b, d)
 
     def __repr__(self):
         return f"{_within(self.left, Or)} & {_within(self.right, Or)}"
@@ -252,8 +252,8 @@ class Or(_Pair):
         return TileKind(left.empty & right.empty, left.full | right.full)
 
     def reach(self):
-        both = zip(self.left.reach(), self.right.reach(), strict=True)
-        return tuple(None if None in pair else max(pair) for pair in both)
+        (a, b), (c, d) = self.left.reach(), self.right.reach()
+        return _farther(a, c), _farther(b, d)
 
     def __repr__(self):
         return f"{self.left!r} | {self.right!r}"
@@ -316,3 +316,13 @@ def _allowed_at(
     wanted = ((0,) * len(lengths) + (*batch, head))[-len(lengths) :] if lengths else ()
     picked = tuple(0 if n == 1 else x for n, x in zip(lengths, wanted, strict=True))
     return np.broadcast_to(allowed, shape)[picked]
+
+
+def _nearer(a: int | None, b: int | None) -> int | None:
+    """Returns the lesser limit; None is none."""
+    return b if a is None else a if b is None else min(a, b)
+
+
+def _farther(a: int | None, b: int | None) -> int | None:
+    """Returns the greater limit; None is none."""
+    return None if a is None or b is None else max(a, b)
