@@ -4,11 +4,13 @@ Command   python -m experiments.run configs/suite_small.py
           python -m experiments.run configs/suite_small.py --quick   (every figure, roughly)
 
 What its members share is for short runs. The learning rate stays at its peak until the last 30 %
-of the steps (--optimizer.decay-share 1.0 is the cosine from the start). Attention has two heads;
-SSD and the delta rule have one, which gives them their largest state (small/recall.py has SSD with
-two as well). Learning rates of four are tried on recall, copying, digits and induction; on the
-rest the two that some model there chose. Seeds begin at 100: on those from 0 all of this was found.
-small/induction_long.py takes as long as three others and is run on its own.
+of the steps (--optimizer.decay-share 1.0 is the cosine from the start). Attention has two heads,
+and four where it learns late with two (small/recall_long.py has both, small/adding.py four); SSD
+and the delta rule have one, which gives them their largest state (small/recall.py has SSD with two
+as well). Four learning rates are tried on recall, copying and digits, three on induction; on the
+rest the two that some model there chose. Seeds begin at 100: on those from 0 (and, of four heads,
+from 200) all of this was found. small/induction_long.py takes as long as three others and is run on
+its own.
 """
 
 from experiments.config import Suite

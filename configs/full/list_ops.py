@@ -1,4 +1,4 @@
-"""ListOps as in the Long Range Arena: 500 to 2,000 tokens, ten operators deep.
+"""ListOps as in the Long Range Arena: 500 to 2,000 tokens, trees of depth ten.
 
 Command   python -m experiments.run configs/full/list_ops.py
 For one GPU or TPU; it has not been run. The task is that of arXiv 2011.04006; models, steps, batch

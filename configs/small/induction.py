@@ -15,7 +15,7 @@ def get_config() -> Config:
     return Config(
         claim=(
             "Attention with a short convolution and no position code completes a pattern at "
-            "lengths 16 times those it was trained on; position codes decay beyond them."
+            "lengths 16 times those it was trained on; position codes but T5's decay beyond them."
         ),
         task=Induction(length=64),
         models=(

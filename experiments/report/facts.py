@@ -6,7 +6,9 @@ from experiments.report.tables import is_at_edge
 from experiments.results import Results
 
 FEW_SEEDS = 5
-"""Under so many seeds a run's page says that they are few."""
+"""Of so many seeds or fewer a run's page says that they are few."""
+FAR_APART = 0.2
+"""From this on, the page says that accuracies of a model's seeds differ."""
 
 
 def noted(results: Results) -> list[str]:
@@ -106,11 +108,12 @@ def _disagreeing(results: Results) -> list[str]:
     found = []
     for model in results.models:
         success, scores = results.success(model), results.scores(model, "accuracy")
-        if 0 < success.successes < success.trials:
+        few, many = min(scores), max(scores)
+        if 0 < success.successes < success.trials or many - few > FAR_APART:
             found.append(
                 f"The seeds of {model} disagree: {success.successes} of {success.trials} reached "
-                f"{words.percent(results.threshold)}; accuracy {words.share(min(scores))} to "
-                f"{words.share(max(scores))}."
+                f"{words.percent(results.threshold)}; accuracy {words.share(few)} to "
+                f"{words.share(many)}."
             )
     return found
 
@@ -174,7 +177,7 @@ def _limits(results: Results) -> list[str]:
         )
     elif tuning == 1:
         found.append("Each learning rate was tried on one tuning seed.")
-    if results.seeds < FEW_SEEDS:
+    if results.seeds <= FEW_SEEDS:
         few = "One seed a model" if results.seeds == 1 else f"{results.seeds} seeds a model"
         found.append(f"{few}: the intervals are wide, and a sign test cannot reach .05.")
     return found

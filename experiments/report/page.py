@@ -94,7 +94,7 @@ def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
         if png is not None:
             caption = (
                 "Every seed is a dot, the bar their median; dashed: chance. Of each mixer its "
-                "variant with the highest median."
+                "variant that did best on the validation split in the search."
             )
             blocks.append(Pictures([Picture("figures/overview.png", "all runs", caption, png)]))
         blocks.append(summary(runs))

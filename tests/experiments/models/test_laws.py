@@ -152,7 +152,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("mixer", PARAMETERS)
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_parameters_are_as_many_as_the_docstring_says(mixer):
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, WIDTH), jnp.float32)
     variables = jax.eval_shape(MIXERS[mixer](SMALL).init, jax.random.key(0), x)
