@@ -16,8 +16,10 @@ runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.se
 """
 
 import functools
+import math
 import os
 import pathlib
+import re
 import sys
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -201,17 +203,38 @@ def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     of_runs = program.stacked, seeds, rates
     of_runs = jax.tree.map(placed, of_runs, of_states(places.mesh, of_runs))
     shared = jax.tree.map(lambda x: placed(x, everywhere), data)
-    compiled = program.dispatch.lower(*of_runs, shared).compile()
     params, _ = jax.eval_shape(program.init, 0)
-    memory, flops = compiled.memory_analysis(), flops_of(config, model, params)
+    flops = flops_of(config, model, params)
+    try:
+        compiled = program.dispatch.lower(*of_runs, shared).compile()
+    except jax.errors.JaxRuntimeError as error:
+        arguments, temporary = _bytes_of(of_runs), _too_many(error)
+        sent = None
+    else:
+        memory, sent = compiled.memory_analysis(), _traffic_of(compiled)
+        arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return Compiled(
         runs=places.count // places.mesh.shape["run"],
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        traffic=_traffic_of(compiled),
+        argument_bytes=arguments,
+        temporary_bytes=temporary,
+        traffic=sent,
         steps=config.train.steps_per_dispatch,
         flops=None if flops is None else flops * places.count / places.mesh.size,
     )
+
+
+def _bytes_of(arguments: Any) -> int:
+    """Returns what arguments take of a device."""
+    leaves = jax.tree.leaves(arguments)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _too_many(error: Exception) -> int:
+    """Returns the temporary bytes for which the compiler has given up; else raises the error."""
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", str(error))
+    if found is None:
+        raise error
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
 
 
 def _traffic_of(compiled: Any) -> Traffic | None:

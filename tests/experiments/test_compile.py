@@ -3,7 +3,7 @@
 import pytest
 
 import experiments.compile
-from experiments.compile import main
+from experiments.compile import _too_many, main
 from tests.tpu import ROOT, needs_compiler, run_python
 
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -50,3 +50,13 @@ def test_it_compiles(arguments, status, message):
     run = run_python("-m", "experiments.compile", SMOKE, *arguments)
     assert run.returncode == status, run.stderr[-3000:]
     assert message in run.stdout + run.stderr
+
+
+def test_what_does_not_fit_is_read_from_the_refusal():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (70.19G) exceeds available HBM (15.75G)."
+    )
+    assert _too_many(RuntimeError(message)) == int(70.19 * 2**30)
+    with pytest.raises(RuntimeError, match="something else"):
+        _too_many(RuntimeError("something else"))
