@@ -96,8 +96,13 @@ def reshard(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
     before += (None,) * (x.ndim - len(before))
     after = tuple(spec) + (None,) * (x.ndim - len(spec))
     new = (b if a is None else a for a, b in zip(after, before, strict=True))
-    # Of axes that are not explicit, types say nothing.
-    new = (a if {a} <= {*mesh.explicit_axes} or isinstance(a, tuple) else None for a in new)
+
+    def is_explicit(axes):
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return set(names) <= set(mesh.explicit_axes)
+
+    # Of other axes, types say nothing.
+    new = (axes if is_explicit(axes) else None for axes in new)
     return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*new)))
 
 

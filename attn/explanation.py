@@ -22,7 +22,8 @@ from attn.overrides import PLATFORMS, Refused
 from attn.plan import Context, Plan, plan
 from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes, ceil_div
 
-_DEVICES = ("cpu", "gpu", "tpu")
+_NAMED = ("cpu", "gpu", "tpu")
+"""Platforms that a caller may name."""
 
 
 class Cost(NamedTuple):
@@ -105,9 +106,9 @@ def explain(
     shapes: Any = jax.eval_shape(check, query, key, value, bias)
     query, key, value, _ = shapes
     resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
-    if platform is None:
-        platform = jax.default_backend()
-    arguments.check_choice("platform", platform, _DEVICES)
+    if platform is not None:
+        arguments.check_choice("platform", platform, _NAMED)
+    platform = platform or jax.default_backend()
     has_kernels = platform in PLATFORMS
     interpret = not has_kernels or PLATFORMS[platform]["interpret"]
     is_asked = named == "fused" or has_kernels

@@ -221,13 +221,15 @@ def _of_device(
     """Returns this device's share of output and log-sum-exp."""
     axis, method, placement = settings
     size = _size_of(axis)
-    is_exchanged = placement == "exchanged" and method != "all_to_all"
+    attend = _over_heads if method == "all_to_all" else _over_keys
+    if placement == "exchanged" and method != "all_to_all":
+        attend = _exchanged
     logits, rate, rng = (options.pop(k) for k in ("sinks", "dropout_rate", "dropout_rng"))
     whole_query, whole_key = _whole(query, size), _whole(key, size)
     resolved = arguments.resolve(whole_query, whole_key, None, mask, **options)
     resolved = arguments.dropped(resolved, rate, rng)
     bias = arguments.resolve(query, whole_key, bias, None).bias
-    if is_zigzag := placement == "zigzag" or is_exchanged:
+    if is_zigzag := placement == "zigzag" or attend is _exchanged:
         for name, x in (("query", query), ("key", key)):
             if x.shape[-3] % 2:
                 raise ValueError(
@@ -237,8 +239,7 @@ def _of_device(
     ring = Ring(axis, size, is_zigzag, is_gathered=method == "gather")
     arrays = query, key, value, resolved._replace(bias=bias)
     arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
-    attend = _over_heads if method == "all_to_all" else _over_keys
-    output, lse = (_exchanged if is_exchanged else attend)(ring, *arrays)
+    output, lse = attend(ring, *arrays)
     if logits is not None:
         logits = arguments.sinks_of(logits, query)
         output, lse = softmax_state.with_sink(output, lse, logits)

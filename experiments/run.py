@@ -6,6 +6,7 @@
 The same command started again goes on where it was stopped, or says that it has finished.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -13,6 +14,7 @@ import pathlib
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import NoReturn, get_args
 
 import jax
@@ -58,20 +60,14 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        run_all(configs, path, chosen.claim, Console(quiet=jax.process_index() > 0))
-    except Diverged as error:  # in every process
+        with together():
+            run_all(configs, path, chosen.claim, Console(quiet=jax.process_index() > 0))
+    except (Diverged, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BaseException as error:
-        if jax.process_count() > 1:
-            leave_the_others(error)
-        if isinstance(error, Busy):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        if isinstance(error, KeyboardInterrupt):
-            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-            return 130
-        raise
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -109,6 +105,19 @@ def join(processes: ProcessesConfig) -> None:
             "processes.detect found nothing; expected the environment of a TPU slice, of a Slurm "
             f"job or of an Open MPI one (JAX says: {error})"
         ) from None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Leaves the other processes, if there are any, by what ends this one and not them."""
+    try:
+        yield
+    except Diverged:  # in every process
+        raise
+    except BaseException as error:
+        if jax.process_count() > 1:
+            leave_the_others(error)
+        raise
 
 
 def leave_the_others(error: BaseException) -> NoReturn:

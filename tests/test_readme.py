@@ -59,34 +59,21 @@ POD = [
 ]
 """From a laptop to a pod, line by line."""
 SMALLER = {"256": "8", "1048576": "512", "v5p:4x8x8": "v5e:2x4"}
-LITTLE = [
-    "--models",
-    "attention",
-    "--model.width",
-    "32",
-    "--model.num-layers",
-    "1",
-    "--model.num-heads",
-    "2",
-    "--train.steps",
-    "1",
-    "--train.batch-size",
-    "4",
-    "--train.steps-per-dispatch",
-    "1",
-    "--train.checkpoint-every",
-    "1",
-    "--sweep.seeds",
-    "1",
-    "--sweep.learning-rates",
-    "1e-3",
-    "--evaluate.num-answers",
-    "2",
-    "--evaluate.batch-size",
-    "4",
-    "--evaluate.num-probe-rows",
-    "0",
-]
+LITTLE = {
+    "models": "attention",
+    "model.width": "32",
+    "model.num-layers": "1",
+    "model.num-heads": "2",
+    "train.steps": "1",
+    "train.batch-size": "4",
+    "train.steps-per-dispatch": "1",
+    "train.checkpoint-every": "1",
+    "sweep.seeds": "1",
+    "sweep.learning-rates": "1e-3",
+    "evaluate.num-answers": "2",
+    "evaluate.batch-size": "4",
+    "evaluate.num-probe-rows": "0",
+}
 
 
 @pytest.mark.slow
@@ -94,6 +81,7 @@ LITTLE = [
 def test_a_line_from_a_laptop_to_a_pod_runs(words, tmp_path):
     """Cut down: a little model, and in the place of 256 chips eight, of two processes."""
     _, *words = (SMALLER.get(word, word) for word in words)
+    words += [word for name, value in LITTLE.items() for word in (f"--{name}", value)]
     words[words.index("-m") + 2] = str(ROOT / words[words.index("-m") + 2])
     if "experiments.compile" in words and not importlib.util.find_spec("libtpu"):
         pytest.skip("libtpu, the compiler, is not installed")
@@ -102,7 +90,7 @@ def test_a_line_from_a_laptop_to_a_pod_runs(words, tmp_path):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
     every = [
         subprocess.Popen(
-            [sys.executable, *words, *LITTLE],
+            [sys.executable, *words],
             cwd=tmp_path,
             env=os.environ | ENVIRONMENT | flags | (of_slurm(n, 2, port) if count == 2 else {}),
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -8,16 +8,14 @@ import sys
 
 import pytest
 
+import experiments.compile
+
 ROOT = pathlib.Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
 )
-ENVIRONMENT = {
+ENVIRONMENT = experiments.compile.ENVIRONMENT | {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
     "COLUMNS": "120",
     "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
 }

@@ -1,0 +1,53 @@
+"""A sequence spread over the chips of a TPU that is not here: it compiles, and what overlaps."""
+
+import pytest
+
+from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
+
+PROGRAM = """
+import re, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import attn
+from attn import masks
+
+devices = np.array(topologies.get_topology_desc(sys.argv[1], platform="tpu").devices).flatten()
+mesh = Mesh(devices, ("sequence",), axis_types=(AxisType.Auto,))
+cut = NamedSharding(mesh, PartitionSpec(None, "sequence"))
+x = jax.ShapeDtypeStruct((1, 16384, 4, 128), jnp.bfloat16, sharding=cut)
+ids = jax.ShapeDtypeStruct((1, 16384), jnp.int32)
+
+def loss(query, key, value, ids):
+    output = attn.sharded.dot_product_attention(
+        query, key, value, axis_name="sequence", mesh=mesh, method=sys.argv[2],
+        placement=sys.argv[3], is_causal=True, mask=masks.Segments(ids),
+    )
+    return jnp.sum(output.astype(jnp.float32))
+
+compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids).compile()
+print("bytes", compiled.memory_analysis().temp_size_in_bytes, sep=";")
+SIGNS = {"collective-permute-start": "<", "collective-permute-done": ">"}
+for computation in compiled.as_text().split("\\n}\\n"):
+    operation = r" (collective-permute-start|collective-permute-done|while|fusion)\\("
+    found = re.findall(operation, computation)
+    if "while" in found and "ENTRY" not in computation:
+        print("loop", "".join(SIGNS.get(x, "w") for x in found), sep=";")
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("chip", "method", "placement"),
+    [("v5e", method, "contiguous") for method in ("ring", "gather", "all_to_all")]
+    + [(chip, "ring", "exchanged") for chip in ("v5e", "v5p", "v6e")],
+)
+def test_the_compiler_for_tpu_takes_it(chip, method, placement):
+    """No map of all pairs; keys, and what is summed for them, travel while devices compute."""
+    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement)
+    ((_, size),) = (x for x in found if x[0] == "bytes")
+    assert int(size) < 4 * 16384**2
+    loops = [order for name, order in found if name == "loop" and "<" in order]
+    assert sorted(x.count("<") for x in loops) == ([2, 4] if method == "ring" else [])
+    assert not any("<>" in x or x.endswith("<") for x in loops)
