@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 import attn
-from attn import masks, overrides, scores
+from attn import masks, scores
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -88,7 +88,8 @@ def table() -> str:
 def _found(call: dict[str, Any], platform: str) -> str:
     with jax.enable_x64(call["query"].dtype == "float64"):
         found = attn.explain(**call, platform=platform)
-    if platform in overrides.PLATFORMS and found.implementation != "fused":
+    usual = attn.explain(**same("bfloat16"), platform=platform).implementation
+    if usual == "fused" != found.implementation:
         return f"{found.implementation}: {found.refused['fused']}"
     return found.implementation
 
