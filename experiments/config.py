@@ -354,8 +354,9 @@ class Suite:
 def quick(config: Config) -> Config:
     """Returns the config with a tenth of its work: one layer, one rate, two seeds, few models.
 
-    Of the first mixer and of the first that keeps no weights (a recurrence, where there is one),
-    one model of each width.
+    Of the first mixer, the first of bounded reach and the first that keeps no weights (a
+    recurrence, where there is one), one model of each width; of the first mixer, one of each
+    position code where several lengths are asked.
     """
     rates, train, evaluate = config.sweep.learning_rates, config.train, config.evaluate
     steps = max(train.steps // 4 // train.steps_per_dispatch, 1) * train.steps_per_dispatch
@@ -376,12 +377,15 @@ def quick(config: Config) -> Config:
 
 def _few_models(config: Config) -> tuple[str, ...]:
     settings = {name: config.model_of(name) for name in config.models}
-    mixers = list(dict.fromkeys(model.mixer for model in settings.values()))
-    other = next((m for m in mixers[1:] if not MIXERS[m].has_weights), mixers[-1])
-    few: dict[tuple[str, int], str] = {}
+    mixers = {model.mixer: MIXERS[model.mixer].reach(model) for model in settings.values()}
+    first, *others = mixers
+    bounded = [m for m in others if mixers[m] is not None]
+    recurrent = [m for m in others if not MIXERS[m].has_weights]
+    few: dict[tuple[str, int, str], str] = {}
     for name, model in settings.items():
-        if model.mixer in (mixers[0], other):
-            few.setdefault((model.mixer, model.width), name)
+        position = model.position if model.mixer == first and config.evaluate.lengths[1:] else ""
+        if model.mixer in (first, *bounded[:1], *(recurrent or others)[:1]):
+            few.setdefault((model.mixer, model.width, position), name)
     return tuple(few.values())
 
 

@@ -37,6 +37,12 @@ class Answers(NamedTuple):
     positions: Any
     distances: Any
 
+    @property
+    def scored(self) -> Any:
+        """What a run is scored by: the answers that have a source, or all if none has."""
+        has_source = self.asked & (self.distances != NO_SOURCE)
+        return has_source if has_source.any() else self.asked
+
 
 class Questions:
     """The rows that every model of a config is asked, made once: at least ``num_answers``."""

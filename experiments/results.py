@@ -142,16 +142,17 @@ class Results:
             observed.append(reached is not None)
         return statistics.kaplan_meier(times, observed)
 
-    def mean_interval(self, model: str) -> tuple[float, float]:
-        """Returns the interval of the mean accuracy, within 0..1; infinite for one seed."""
-        low, high = statistics.mean_interval(self.scores(model, "accuracy"))
+    def repeated_mean_interval(self, model: str) -> tuple[float, float]:
+        """Returns where the mean accuracy of as many other seeds falls; infinite for one seed."""
+        low, high = statistics.repeated_mean_interval(self.scores(model, "accuracy"))
         return (low, high) if math.isinf(low) else (max(low, 0.0), min(high, 1.0))
 
     def variants(self) -> dict[str, list[str]]:
         """Returns the models of each mixer, that which did best on the valid split first.
 
-        By the search's runs at the chosen rates: accuracy, then loss. Without a search, in the
-        order of the config.
+        Of several widths, only those of the config's own, at which mixers are alike. Best by the
+        search's runs at the chosen rates: accuracy, then loss. Without a search, in the order of
+        the config.
         """
 
         def standing(model: str) -> tuple[float, float]:
@@ -167,7 +168,12 @@ class Results:
         families: dict[str, list[str]] = {}
         for model in self.models:
             families.setdefault(mixer_of(model), []).append(model)
-        return {mixer: sorted(models, key=standing) for mixer, models in families.items()}
+        width = self.config.model.width
+        alike = {
+            mixer: [m for m in models if self.settings(m).width == width] or models
+            for mixer, models in families.items()
+        }
+        return {mixer: sorted(models, key=standing) for mixer, models in alike.items()}
 
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""

@@ -117,6 +117,27 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean - half, mean + half
 
 
+def repeated_mean_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float]:
+    r"""Returns where the mean of as many further values falls, :math:`\bar x \pm t s \sqrt{2 / n}`.
+
+    Student's interval of the mean says where the mean of all possible values is, and misses that
+    of a repetition in one of ten to six; both means err here. As there, values are taken as normal.
+
+    Raises:
+      ValueError: if there are no values, or one is NaN.
+
+    References:
+      Hahn & Meeker, Statistical Intervals, 1991, section 4.7.
+    """
+    low, high = mean_interval(values, confidence)
+    middle, half = (low + high) / 2, (high - low) / 2
+    if math.isinf(half):
+        return low, high
+    return middle - math.sqrt(2) * half, middle + math.sqrt(2) * half
+
+
 def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
     r"""Returns the product-limit estimate of the share of runs that are not there yet.
 

@@ -111,7 +111,7 @@ def validate(
     state: TrainState,
     questions: Questions,
 ) -> list[dict[str, Any]]:
-    """Returns how each run of a search stands on the valid split."""
+    """Returns how each run of a search stands on the valid split, by what it is scored by."""
     length = config.task.length
     ask = build_ask(config, model, program.places, length)
     counts = np.arange(program.places.count) < len(stage.runs)
@@ -121,8 +121,8 @@ def validate(
             **run._asdict(),
             "status": Status(int(status)).name.lower(),
             "steps": int(step),
-            "accuracy": rounded(of_run.right[of_run.asked].mean()),
-            "loss": rounded(of_run.loss[of_run.asked].mean()),
+            "accuracy": rounded(of_run.right[of_run.scored].mean()),
+            "loss": rounded(of_run.loss[of_run.scored].mean()),
         }
         for run, status, step, of_run in zip(
             stage.runs, *fetch((state.status, state.step)), answers, strict=False

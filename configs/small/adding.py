@@ -20,13 +20,12 @@ def get_config() -> Config:
         task=Adding(length=200),
         models=(
             "attention,num_heads=4",
-            "window,num_heads=4",
             "ssd,num_heads=1",
             "delta_rule,num_heads=1",
             "gru",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=2, seeds=4),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=700, batch_size=32, stop_accuracy=None, checkpoint_every=350),
-        evaluate=EvaluateConfig(num_answers=5_000, cost_lengths=(128, 256, 512, 1024, 2048)),
+        evaluate=EvaluateConfig(num_answers=10_000, cost_lengths=(128, 256, 512, 1024, 2048)),
     )

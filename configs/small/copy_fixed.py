@@ -18,7 +18,7 @@ def get_config() -> Config:
             "it learns the distance. At any other length that is of no use, and the same model "
             "without a position code, which goes by the letters, copies more."
         ),
-        task=StringCopy(min_characters=32),
+        task=StringCopy(min_characters=48, max_characters=48),
         models=(
             "attention,position=rotary",
             "attention",
@@ -28,7 +28,7 @@ def get_config() -> Config:
             "gru",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(tuning_seeds=1, seeds=4),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=300, batch_size=32, stop_accuracy=0.9999, checkpoint_every=150),
-        evaluate=EvaluateConfig(lengths=(66, 130, 258)),
+        evaluate=EvaluateConfig(lengths=(98, 194)),
     )

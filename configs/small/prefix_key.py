@@ -28,7 +28,7 @@ def get_config() -> Config:
             "gru",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=500, batch_size=32, stop_accuracy=0.9999, checkpoint_every=250),
-        evaluate=EvaluateConfig(),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
+        train=TrainConfig(steps=3000, batch_size=32, stop_accuracy=0.9999, checkpoint_every=500),
+        evaluate=EvaluateConfig(lengths=(41, 73, 137)),
     )

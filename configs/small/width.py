@@ -23,7 +23,7 @@ def get_config() -> Config:
         task=Recall(vocab_size=256, length=64, num_pairs=4),
         models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(3e-3, 1e-2), tuning_seeds=1, seeds=4),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=400, batch_size=32, stop_accuracy=0.999, checkpoint_every=200),
         evaluate=EvaluateConfig(),
     )

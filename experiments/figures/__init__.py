@@ -6,7 +6,7 @@ nothing for it.
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,9 +19,9 @@ PIXELS_PER_INCH = 144
 
 
 class Kind(NamedTuple):
-    """How a figure is drawn, and what a reader is told of it."""
+    """How a figure is drawn, of a run or of several, and what a reader is told of it."""
 
-    draw: Callable[[Results], Figure | None]
+    draw: Callable[[Any], Figure | None]
     caption: str
 
 
@@ -32,6 +32,11 @@ class Drawn(NamedTuple):
     caption: str
     png: bytes
 
+
+WIDTHS = (
+    "Dots are seeds, lines their medians. Grey and marked: published points, of other budgets, "
+    "vocabularies and learning rates; a yardstick, not a baseline."
+)
 
 FIGURES: dict[str, Kind] = {
     "by_seed": Kind(
@@ -45,11 +50,7 @@ FIGURES: dict[str, Kind] = {
         "A thin line a seed, a thick one their median. Dotted vertical lines: where a receptive "
         "field ends. Grey: floors, what is reached without relating the question to its source.",
     ),
-    "accuracy_by_width": Kind(
-        scaling.by_width,
-        "Dots are seeds, lines their medians. Grey and marked: published points, of other budgets, "
-        "vocabularies and learning rates; a yardstick, not a baseline.",
-    ),
+    "accuracy_by_width": Kind(scaling.by_width, WIDTHS),
     "accuracy_by_length": Kind(
         scaling.by_length,
         "A thin line a seed, a thick one their median; the dotted line is the length of training.",
@@ -94,21 +95,32 @@ FIGURES: dict[str, Kind] = {
 """In the order of the page."""
 
 
+OVERVIEWS: dict[str, Kind] = {
+    "overview": Kind(
+        overview.overview,
+        "Every seed is a dot, the bar their median; dashed: chance. Of each mixer its variant that "
+        "did best on the validation split in the search.",
+    ),
+    "all_widths": Kind(scaling.by_width_of_all, WIDTHS),
+}
+"""Over several runs; they, too, in the order of the page."""
+
+
 def draw_all(results: Results) -> list[Drawn]:
     """Returns every figure that the records hold something for."""
-    if not results.models:
-        return []
-    drawn = []
-    for name, kind in FIGURES.items():
-        png = draw(lambda kind=kind: kind.draw(results))
-        if png is not None:
-            drawn.append(Drawn(name, kind.caption, png))
-    return drawn
+    return _drawn(FIGURES, results) if results.models else []
 
 
-def draw_overview(runs: list[Results]) -> bytes | None:
-    """Returns the figure over all runs."""
-    return draw(lambda: overview.overview(runs))
+def draw_overviews(runs: list[Results]) -> list[Drawn]:
+    """Returns every figure over all runs that their records hold something for."""
+    return _drawn(OVERVIEWS, [results for results in runs if results.models])
+
+
+def _drawn(kinds: dict[str, Kind], records: Any) -> list[Drawn]:
+    found = [
+        (name, kind, draw(lambda kind=kind: kind.draw(records))) for name, kind in kinds.items()
+    ]
+    return [Drawn(name, kind.caption, png) for name, kind, png in found if png is not None]
 
 
 def draw_headline(runs: list[Results]) -> bytes | None:

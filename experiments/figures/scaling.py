@@ -55,33 +55,50 @@ def by_length(results: Results) -> Figure | None:
 
 def by_width(results: Results) -> Figure | None:
     """Accuracy against the width of the model, a panel a length, published points in grey."""
+    return _widths([results], f"{results.name}: accuracy")
+
+
+def by_width_of_all(runs: Sequence[Results]) -> Figure | None:
+    """The panels of every run that has several widths, where several have."""
+    several = [results for results in runs if _has_widths(results)]
+    return _widths(several, "Accuracy") if len(several) > 1 else None
+
+
+def _families(results: Results) -> dict[str, list[str]]:
+    """Returns the models that differ in their width alone, from narrow to wide, by what is left."""
     families: dict[str, list[str]] = {}
-    for model in results.models:
+    for model in sorted(results.models, key=lambda m: results.settings(m).width):
         rest = [f"{k}={v}" for k, v in changes(model).items() if k != "width"]
         families.setdefault(",".join([mixer_of(model), *rest]), []).append(model)
-    widths = {model: results.settings(model).width for model in results.models}
-    if all(len({widths[m] for m in group}) < 2 for group in families.values()):
+    return families
+
+
+def _has_widths(results: Results) -> bool:
+    return any(len(group) > 1 for group in _families(results).values())
+
+
+def _widths(runs: Sequence[Results], title: str) -> Figure | None:
+    runs = [results for results in runs if _has_widths(results)]
+    panels = [(results, length) for results in runs for length in results.lengths]
+    if not panels:
         return None
-    figure, row = style.new_panels(len(results.lengths))
-    style.title(
-        figure,
-        f"{results.name}: accuracy by width of the model, each at the learning rate chosen for it",
-    )
-    names = list(families)
-    for axes, length in zip(row, results.lengths, strict=True):
+    figure, row = style.new_panels(len(panels))
+    style.title(figure, f"{title} by width of the model, each at the learning rate chosen for it")
+    for axes, (results, length) in zip(row, panels, strict=True):
         labels = []
-        shown = set(widths.values())
+        families = _families(results)
+        shown = {results.settings(m).width for m in results.models}
         for name, group in families.items():
-            group = sorted(group, key=lambda m: widths[m])
-            line = style.line_of(name, names, results.settings(group[0]).position)
-            x = [widths[m] for m in group]
+            line = style.line_of(name, list(families), results.settings(group[0]).position)
+            x = [results.settings(m).width for m in group]
             values = [results.scores(m, "accuracy", length) for m in group]
             for scores, at in zip(values, x, strict=True):
                 axes.plot([at] * len(scores), scores, ".", color=line["color"], alpha=0.35)
             middle = [float(np.median(v)) for v in values]
             axes.plot(x, middle, **line)
             labels.append(Label(name, middle[-1], line))
-        axes.set(title=f"rows of {length} tokens", xlabel="width of the model")
+        of_run = f"{results.name}, " if len(runs) > 1 else ""
+        axes.set(title=f"{of_run}rows of {length} tokens", xlabel="width of the model")
         points = _published_recall(results, length)
         for i, (name, at, accuracy) in enumerate(points):
             marker = style.PUBLISHED_MARKERS[i % len(style.PUBLISHED_MARKERS)]

@@ -90,14 +90,11 @@ def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
         if claim:
             blocks.append(Paragraph(claim, "Claim."))
         blocks.append(Paragraph(f"{origin(runs)}.", "Made from"))
-        png = figures.draw_overview(list(runs))
-        if png is not None:
-            caption = (
-                "Every seed is a dot, the bar their median; dashed: chance. Of each mixer its "
-                "variant that did best on the validation split in the search."
-            )
-            blocks.append(Pictures([Picture("figures/overview.png", "all runs", caption, png)]))
-        blocks.append(summary(runs))
+        overviews = [
+            Picture(f"figures/{x.name}.png", f"all runs: {x.name}", x.caption, x.png)
+            for x in figures.draw_overviews(list(runs))
+        ]
+        blocks += [Pictures(overviews), summary(runs)]
         links = [(a, r.name, r.config.claim) for a, r in zip(anchors, runs, strict=True)]
         blocks.append(Links(links))
     for anchor, results in zip(anchors, runs, strict=True):

@@ -27,8 +27,8 @@ def summary(runs: Sequence[Results]) -> Table:
     thresholds = sorted({words.percent(results.threshold) for results in runs})
     note = (
         f"Seeds at {', '.join(thresholds)} of seeds [Wilson 95 %], then median accuracy, at the "
-        "length of training. Of a mixer with several variants, that which did best on the "
-        "validation split in the search; the sections below have them all. Chance is the first "
+        "length of training. Of a mixer with several variants of one width, that which did best on "
+        "the validation split in the search; the sections below have them all. Chance is the first "
         "floor of the task."
     )
     return Table(["task", *mixers, "chance"], rows, note)

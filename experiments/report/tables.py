@@ -23,7 +23,7 @@ def models(results: Results) -> Table:
         "rate",
         f"runs at {aim} [Wilson 95 %]",
         "median accuracy",
-        "mean [95 %]",
+        "mean [of other seeds, 95 %]",
         "every seed",
         "whole rows",
         results.loss_unit,
@@ -60,8 +60,8 @@ def models(results: Results) -> Table:
         rows.append([f"floor: {name}", *blank, "-", accuracy, *["-"] * 3, loss, *rest])
     note = (
         f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
-        f"loss are of the answers that have a source; the interval of the mean is Student's, over "
-        f"seeds. Reach: the farthest distance, in tokens, at "
+        f"loss are of the answers that have a source. In brackets after the mean: where that of as "
+        f"many other seeds falls, by Student's t. Reach: the farthest distance, in tokens, at "
         f"which an input can change an answer. State: what is kept of a row to read on. Steps: "
         f"until training answers are right by {aim}, the median over seeds where those that did "
         f"not get there count as later."
@@ -76,7 +76,7 @@ def models(results: Results) -> Table:
 def _mean(results: Results, model: str) -> str:
     scores = results.scores(model, "accuracy")
     mean = words.share(sum(scores) / len(scores))
-    return f"{mean} {words.interval(results.mean_interval(model), 3)}"
+    return f"{mean} {words.interval(results.repeated_mean_interval(model), 3)}"
 
 
 def rate(results: Results, model: str) -> str:

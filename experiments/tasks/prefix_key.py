@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from experiments.tasks.bag import bag_of_tokens
 from experiments.tasks.string_copy import BAR, BEGIN, NUM_LETTERS, PADDING
 from experiments.tasks.task import Batch, Floor, Split
 
@@ -119,12 +120,18 @@ class PrefixKeyCopy:
 
     def spell(self, token: int) -> str:
         """A letter, or the sign that the definition has."""
-        signs = {}
+        signs = {BEGIN: "$", BAR: "|", PADDING: " "}
         return signs.get(token, chr(ord("a") + token))
 
     def floors(self, data: Any = ()) -> dict[str, Floor]:
-        """A uniform guess among letters: no letter is preferred."""
-        return {"chance": Floor(accuracy=1 / NUM_LETTERS, loss=math.log2(NUM_LETTERS))}
+        """A uniform guess among letters; the same among those of the string."""
+        lengths = range(self.min_characters, self.max_characters + 1)
+        return {
+            "chance": Floor(accuracy=1 / NUM_LETTERS, loss=math.log2(NUM_LETTERS)),
+            "any letter of the string": Floor.mean(
+                [bag_of_tokens(n, NUM_LETTERS) for n in lengths], [1] * len(lengths)
+            ),
+        }
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` rows with A answers each, in their order."""

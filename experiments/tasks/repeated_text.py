@@ -188,8 +188,22 @@ class RepeatedText:
         return chr(token)
 
     def floors(self, data: Any) -> dict[str, Floor]:
-        """Always the most frequent character; the entropy of the characters of ``data``."""
-        return {"chance": Floor.of_counts(np.bincount(np.asarray(data)))}
+        """Guessing by how often each character occurs, in all of ``data`` or in the row alone.
+
+        "any character of the row" is over the windows of ``data`` that do not overlap.
+        """
+        text, n = np.asarray(data), self.num_characters
+        windows = text[: text.size // n * n].reshape(-1, n)
+        counts = np.zeros((len(windows), self.vocab_size), np.int64)
+        np.add.at(counts, (np.arange(len(windows))[:, None], windows), 1)
+        shares = counts / n
+        surprise = -shares * np.log2(np.where(shares > 0, shares, 1))
+        return {
+            "chance": Floor.of_counts(np.bincount(text)),
+            "any character of the row": Floor(
+                float(shares.max(axis=1).mean()), float(surprise.sum(axis=1).mean())
+            ),
+        }
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:
         """``batch_size`` windows of ``data`` with an answer at every position (A = L)."""

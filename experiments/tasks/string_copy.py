@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from experiments.tasks.bag import bag_of_tokens
 from experiments.tasks.task import NO_SOURCE, UNASKED, Batch, Floor, Split
 
 NUM_LETTERS = 26
@@ -112,16 +113,20 @@ class StringCopy:
     def floors(self, data: Any = ()) -> dict[str, Floor]:
         """Guessing by how often each answer occurs, without and with knowing when to stop.
 
-        "length alone" names the end where it comes and guesses a letter everywhere else.
+        "length alone" names the end where it comes and guesses a letter everywhere else; "any
+        letter of the string" guesses one of those that stand there.
         """
         characters = np.arange(self.min_characters, self.max_characters + 1)
         num_letters, num_ends = int(characters.sum()), len(characters)
         letters = np.full(NUM_LETTERS, num_letters)
-        share = num_letters / (num_letters + num_ends)
-        guess = Floor.of_counts(letters)
+        end, guess = Floor(1.0, 0.0), Floor.of_counts(letters)
+        of_strings = [bag_of_tokens(int(n), NUM_LETTERS) for n in characters]
         return {
             "chance": Floor.of_counts(np.append(letters, NUM_LETTERS * num_ends)),
-            "length alone": Floor(share * guess.accuracy + (1 - share), share * guess.loss),
+            "length alone": Floor.mean([guess, end], [num_letters, num_ends]),
+            "any letter of the string": Floor.mean(
+                [*of_strings, end], [*map(int, characters), num_ends]
+            ),
         }
 
     def sample(self, rng: PRNGKeyArray, batch_size: int, data: Any = ()) -> Batch:

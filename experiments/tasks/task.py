@@ -11,6 +11,7 @@ Two things are for figures, and may be left out: ``spell(token) -> str``, how a 
 property ``parts``, the name of each stretch of a row, to its first and last position.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -62,6 +63,12 @@ class Floor(NamedTuple):
         """The score of knowing only how often each answer occurs: its mode, its entropy."""
         shares = counts[counts > 0] / counts.sum()
         return cls(float(shares.max()), float(-np.sum(shares * np.log2(shares))))
+
+    @classmethod
+    def mean(cls, floors: Sequence["Floor"], weights: Sequence[float]) -> "Floor":
+        """The score over rows of several kinds, each kind with its floor and its weight."""
+        accuracy, loss = np.average(np.array(floors), axis=0, weights=weights)
+        return cls(float(accuracy), float(loss))
 
 
 @runtime_checkable

@@ -313,7 +313,7 @@ def test_config_files_survive_plain_values(file):
 
 def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
     config = Config(
-        models=("attention", "window", "ssd", "gru", "lstm"),
+        models=("attention", "attention,position=alibi", "window", "ssd", "gru", "ssd,num_heads=1"),
         sweep=SweepConfig(learning_rates=(0.1, 0.2, 0.3), seeds=9),
         train=TrainConfig(steps=1000, batch_size=8, stop_accuracy=0.9),
         evaluate=EvaluateConfig(lengths=(16, 32, 64, 128), cost_lengths=(8, 16, 32), batch_size=4),
@@ -322,7 +322,7 @@ def test_a_quick_config_does_a_part_of_the_work_and_nothing_else():
     short = quick(config)
     assert short == dataclasses.replace(
         config,
-        models=("attention", "ssd"),
+        models=("attention", "attention,position=alibi", "window", "ssd"),
         model=ModelConfig(num_layers=1),
         sweep=SweepConfig(learning_rates=(0.2,), seeds=2),
         train=TrainConfig(steps=250, batch_size=8, stop_accuracy=0.9, checkpoint_every=250),
@@ -349,6 +349,7 @@ def test_every_config_can_be_quick(file):
         has_recurrence = any(not MIXERS[mixer].has_weights for mixer in mixers)
         few = {short.model_of(name).mixer for name in short.models}
         assert any(not MIXERS[mixer].has_weights for mixer in few) == has_recurrence
+        assert ("window" in few) == ("window" in mixers), "or no figure would show a reach"
         widths = [{c.model_of(name).width for name in c.models} for c in (short, config)]
         assert widths[0] == widths[1], "or the figure by width would be lost"
         assert short.train.steps <= config.train.steps

@@ -11,13 +11,14 @@ import pytest
 
 from experiments.config import Config, EvaluateConfig, ModelConfig
 from experiments.evaluate import (
+    Answers,
     Questions,
     build_ask,
     summarise,
 )
 from experiments.models.decoder import build_decoder
 from experiments.runs import places_for
-from experiments.tasks import UNASKED, Adding, Induction, Recall, StringCopy
+from experiments.tasks import NO_SOURCE, UNASKED, Adding, Induction, Recall, StringCopy
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -173,6 +174,15 @@ def test_unasked_answers_are_counted_nowhere():
         groups = [summary[g]["answers"] for g in ("with_source", "without_source") if g in summary]
         assert sum(groups) == is_asked.sum()
         assert sum(summary["by_position"]["answers"]) == is_asked.sum()
+
+
+def test_a_run_is_scored_by_the_answers_that_have_a_source_or_by_all():
+    asked = np.array([[True, True, False], [True, False, True]])
+    distances = np.array([[3, NO_SOURCE, NO_SOURCE], [NO_SOURCE, 5, 2]])
+    answers = Answers(asked, np.zeros((2, 3)), asked, distances, distances)
+    np.testing.assert_array_equal(answers.scored, [[True, False, False], [False, False, True]])
+    nowhere = answers._replace(distances=np.full((2, 3), NO_SOURCE))
+    np.testing.assert_array_equal(nowhere.scored, asked)
 
 
 def test_answers_that_are_numbers_have_squared_errors_and_a_tolerance():

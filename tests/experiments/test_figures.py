@@ -1,5 +1,6 @@
 """Figures are drawn from records alone: records made by hand give pictures with something in."""
 
+import dataclasses
 import io
 import itertools
 
@@ -61,7 +62,7 @@ def test_widths_are_one_line_a_mixer_and_published_points_are_grey(tmp_path):
         task=task, models=models, model=ModelConfig(num_heads=1), evaluate=EvaluateConfig()
     )
     values = {model: [0.1 * i, 0.2, 0.3] for i, model in enumerate(models)}
-    results = load(tmp_path, config, values)
+    results = load(tmp_path, config, values, name="recall")
     with pyplot.rc_context(style.STYLE):
         figure = scaling.by_width(results)
     (axes,) = figure.axes
@@ -72,6 +73,14 @@ def test_widths_are_one_line_a_mixer_and_published_points_are_grey(tmp_path):
         assert is_grey == ("published" in text.get_text() or text.get_text() in results.floors)
     ours = next(x for x in axes.lines if list(x.get_xdata()) == [16, 64] and len(x.get_ydata()) > 1)
     np.testing.assert_allclose(ours.get_ydata(), [0.2, 0.2], atol=0.003)
+    pyplot.close(figure)
+    longer = dataclasses.replace(config, task=Recall(vocab_size=64, length=128, num_pairs=8))
+    runs = [results, load(tmp_path, longer, values, name="longer")]
+    assert [drawn.name for drawn in figures.draw_overviews(runs)] == ["overview", "all_widths"]
+    with pyplot.rc_context(style.STYLE):
+        figure = scaling.by_width_of_all(runs)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["recall, rows of 64 tokens", "longer, rows of 128 tokens"]
     pyplot.close(figure)
 
 
@@ -117,7 +126,7 @@ def test_nothing_is_drawn_of_a_run_without_an_evaluation(tmp_path):
     results = load(tmp_path, small_config(), {}, finished=False)
     assert figures.draw_all(results) == []
     assert figures.draw_headline([results]) is None
-    assert figures.draw_overview([results, results]) is None
+    assert figures.draw_overviews([results, results]) == []
 
 
 def test_the_end_of_a_receptive_field_is_drawn_where_it_is(tmp_path):
@@ -147,8 +156,10 @@ def test_boxes_stand_at_true_sources(tmp_path):
 
 def test_all_runs_in_one_figure_and_a_headline(tmp_path):
     runs = [load(tmp_path, small_config(seed=s), ALL, name=f"run{s}") for s in range(2)]
-    assert figures.draw_overview(runs[:1]) is None
-    for png in (figures.draw_overview(runs), figures.draw_headline(runs)):
+    assert figures.draw_overviews(runs[:1]) == []
+    (over_all,) = figures.draw_overviews(runs)
+    assert over_all.name == "overview"
+    for png in (over_all.png, figures.draw_headline(runs)):
         assert matplotlib.image.imread(io.BytesIO(png)).std() > 0.02
 
 

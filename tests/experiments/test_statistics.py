@@ -12,6 +12,7 @@ from experiments.statistics import (
     mean_interval,
     median,
     paired_differences,
+    repeated_mean_interval,
     success_rate,
     wilson_interval,
 )
@@ -85,6 +86,16 @@ def test_the_mean_of_one_value_has_no_interval():
     assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("n", [3, 10])
+def test_the_mean_of_as_many_other_values_falls_into_its_interval(n):
+    first, second = np.random.default_rng(n).normal(0.3, 2, (2, 4000, n))
+    ends = np.array([repeated_mean_interval(values.tolist()) for values in first])
+    means = second.mean(axis=1)
+    inside = int(((ends[:, 0] <= means) & (means <= ends[:, 1])).sum())
+    assert stats.binomtest(inside, 4000, 0.95).pvalue > 1e-3
+    assert repeated_mean_interval([0.5]) == (-math.inf, math.inf)
+
+
 def test_kaplan_meier_worked_by_hand():
     # 5 followed: 1 event at 2 -> 4/5. One leaves at 3. 3 followed: 2 events at 5 -> 4/5 * 1/3.
     estimate = kaplan_meier([5, 2, 3, 5, 8], [True, True, False, True, False])
@@ -136,7 +147,7 @@ def test_one_pair_says_nothing_of_the_spread():
     assert paired_differences([3], [1]) == (2, (-math.inf, math.inf), 1, 1)
 
 
-@pytest.mark.parametrize("function", [median, mean_interval])
+@pytest.mark.parametrize("function", [median, mean_interval, repeated_mean_interval])
 @pytest.mark.parametrize("values", [[], [1.0, math.nan]])
 def test_nothing_and_nan_have_no_middle(function, values):
     with pytest.raises(ValueError, match="one or more numbers"):

@@ -17,5 +17,5 @@ def drawn(request, monkeypatch):
     Image.new("RGB", (6, 4)).save(buffer, format="png")
     pictures = [figures.Drawn(name, f"Of {name}.", buffer.getvalue()) for name in ("one", "two")]
     monkeypatch.setattr(figures, "draw_all", lambda results: pictures if results.models else [])
-    for name in ("draw_overview", "draw_headline"):
-        monkeypatch.setattr(figures, name, lambda runs: buffer.getvalue())
+    monkeypatch.setattr(figures, "draw_overviews", lambda runs: pictures)
+    monkeypatch.setattr(figures, "draw_headline", lambda runs: buffer.getvalue())

@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from experiments import report
-from experiments.config import EvaluateConfig, SweepConfig
+from experiments.config import EvaluateConfig, ModelConfig, SweepConfig
 from experiments.report import words
 from experiments.report.facts import noted
 from experiments.results import Results
@@ -39,9 +39,10 @@ def test_the_table_of_models_says_what_the_records_say(tmp_path):
         assert row["runs at 99% [Wilson 95 %]"] == successes.replace("-0.00", "0.00")
         assert row["every seed"] == " ".join(f"{a:.3f}" for a in accuracies)
         assert row["median accuracy"] == f"{sorted(accuracies)[1]:.3f}"
-        low, high = stats.ttest_1samp(accuracies, 0).confidence_interval()
+        half = stats.t.ppf(0.975, 2) * np.std(accuracies, ddof=1) * np.sqrt(2 / 3)
+        low, high = np.mean(accuracies) - half, np.mean(accuracies) + half
         mean = f"{np.mean(accuracies):.3f} [{max(low, 0):.3f}, {min(high, 1):.3f}]"
-        assert row["mean [95 %]"] == mean
+        assert row["mean [of other seeds, 95 %]"] == mean
         # A right answer costs .1 bits and a wrong one 3: see handmade.answers.
         losses = sorted(0.1 * a + 3.0 * (1 - a) for a in accuracies)
         assert row["bits / answer"] == f"{losses[1]:.3g}"
@@ -198,6 +199,22 @@ def test_the_summary_of_several_runs(tmp_path):
     search.write_text(json.dumps(found))
     table = Page(write(tmp_path, first, second)[0]).tables[0]
     assert table[1][1] == f"3/3 {three} 1.000 (position=rotary, of 2)"
+
+
+def test_the_summary_compares_mixers_of_one_width(tmp_path):
+    models = ("attention", "attention,width=16", "window,width=16")
+    values = {"attention": [0.5] * 3, "attention,width=16": [0.9] * 3, "window,width=16": [0.3] * 3}
+    config = small_config(models=models, model=ModelConfig(width=32))
+    first = make_run(tmp_path, config, values, name="first")
+    search = first.path / "attention,width=16" / "search.json"
+    found = json.loads(search.read_text())
+    for run in found["runs"]:
+        run["accuracy"] = 0.9
+    search.write_text(json.dumps(found))
+    second = make_run(tmp_path, small_config(), ALL, name="second")
+    _, row, _ = Page(write(tmp_path, first, second)[0]).tables[0]
+    assert row[1].endswith(" 0.500")
+    assert row[2].endswith(" 0.300 (width=16)")
 
 
 def test_a_terminal_table_fits_in_a_hundred_columns(tmp_path):

@@ -26,12 +26,21 @@ def read_prefix_key(task, row):
     return [(bars[1] + j, answer, begin + j) for j, answer in enumerate(answers)]
 
 
+def guess_by_letters(task, batch, data):
+    bars = [np.nonzero(row == 27)[0] for row in batch.inputs]
+    strings = [row[a + 1 : b] for row, (a, b) in zip(batch.inputs, bars, strict=True)]
+    return np.array([np.bincount(x, minlength=30) / len(x) for x in strings])[:, None, :]
+
+
 CASE = Case(
     PrefixKeyCopy(max_characters=31, min_characters=11, key_length=1, answer_length=3),
     read_prefix_key,
     other_length=10,
     bad_length=9,
-    guesses={"chance": lambda task, batch, data: uniform_over(range(26), 30)},
+    guesses={
+        "chance": lambda task, batch, data: uniform_over(range(26), 30),
+        "any letter of the string": guess_by_letters,
+    },
 )
 
 

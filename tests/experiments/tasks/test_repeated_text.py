@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from experiments.tasks import NO_SOURCE, RepeatedText, repeated_text
-from tests.experiments.tasks.cases import MIN_P, Case, draw, sample
+from tests.experiments.tasks.cases import MIN_P, Case, draw, frequencies, sample
 
 
 def read_repeated_text(task, row):
@@ -24,6 +24,7 @@ CASE = Case(
     bad_length=20,
     guesses={
         "chance": lambda task, batch, data: np.bincount(data, minlength=128) / len(data),
+        "any character of the row": lambda task, batch, data: frequencies(batch.inputs[:, :7], 128),
     },
 )
 
@@ -145,5 +146,8 @@ def test_text_errors_name_the_field(tmp_path):
 
 def test_text_floor_is_that_of_the_data():
     text = np.frombuffer(b"aaaabbcd", np.uint8)
-    assert RepeatedText().floors(text)["chance"] == pytest.approx((0.5, 1.75))
-    assert RepeatedText().floors(np.full(9, 3, np.uint8))["chance"] == (1.0, 0.0)
+    floors = RepeatedText(num_characters=4).floors(text)
+    assert floors["chance"] == pytest.approx((0.5, 1.75))
+    assert floors["any character of the row"] == pytest.approx(((1 + 1 / 2) / 2, (0 + 1.5) / 2))
+    for floor in RepeatedText(num_characters=2).floors(np.full(9, 3, np.uint8)).values():
+        assert floor == (1.0, 0.0)

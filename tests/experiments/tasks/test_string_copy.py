@@ -29,12 +29,23 @@ def guess_by_length(task, batch, data):
     return np.where(is_end, uniform_over([28], 30), uniform_over(range(26), 30))
 
 
+def guess_by_letters(task, batch, data):
+    strings = [row[1 : row.tolist().index(27)] for row in batch.inputs]
+    shares = np.array([np.bincount(x, minlength=30) / len(x) for x in strings])
+    is_end = (batch.targets == 28)[:, :, None]
+    return np.where(is_end, uniform_over([28], 30), shares[:, None, :])
+
+
 CASE = Case(
     StringCopy(max_characters=5, min_characters=2),
     read_string_copy,
     other_length=4,
     bad_length=13,
-    guesses={"chance": guess_by_frequency, "length alone": guess_by_length},
+    guesses={
+        "chance": guess_by_frequency,
+        "length alone": guess_by_length,
+        "any letter of the string": guess_by_letters,
+    },
     answers_shown=False,
 )
 
