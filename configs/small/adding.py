@@ -1,9 +1,6 @@
 """The adding problem: two marked numbers among 200, their sum; a counter-example.
 
 Command   python -m experiments.run configs/small/adding.py
-Minutes   55, on two shared cores that had other work too
-Expected  squared error, median of seeds 100 to 103 (results/suite_small): GRU 0.0001, delta rule
-          0.0002, attention 0.0003, SSD 0.0009, window 0.14.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
@@ -24,8 +21,8 @@ def get_config() -> Config:
             "delta_rule,num_heads=1",
             "gru",
         ),
-        optimizer=OptimizerConfig(decay_share=0.3),
+        optimizer=OptimizerConfig(decay_share=0.5),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=700, batch_size=32, stop_accuracy=None, checkpoint_every=350),
+        train=TrainConfig(steps=1000, batch_size=32, stop_accuracy=None, checkpoint_every=500),
         evaluate=EvaluateConfig(num_answers=10_000, cost_lengths=(128, 256, 512, 1024, 2048)),
     )

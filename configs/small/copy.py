@@ -1,9 +1,6 @@
 """String copy: strings of up to 32 letters, asked at 32, 64 and 128.
 
 Command   python -m experiments.run configs/small/copy.py
-Minutes   9, on two shared cores that had other work too
-Expected  letters at 32, 64, 128, median of seeds 100 to 103 (results/suite_small): rotary 0.987,
-          0.734, 0.366; no code 0.976, 0.950, 0.897; SSD 0.903, delta rule 0.845, GRU 0.272 at 32.
 
 Of 31 pairs of letters in a row, drawn from 676, half of all strings of 32 have one twice, so a
 model that goes by the last two letters copies few strings whole; small/copy_fixed.py is the other

@@ -1,9 +1,6 @@
-"""String copy, all strings of 32 letters: what a rotary code learns of one length, and only of it.
+"""String copy, all strings of 48 letters: what a rotary code learns of one length, and only of it.
 
 Command   python -m experiments.run configs/small/copy_fixed.py
-Minutes   7, on two shared cores that had other work too
-Expected  whole strings, median of seeds 100 to 103 (results/suite_small): rotary 1.000; letters
-          at 32, 64, 128: rotary 1.000, 0.037, 0.039; no code 0.979, 0.954, 0.907.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
@@ -14,7 +11,7 @@ def get_config() -> Config:
     """Returns the config of copying strings of one length."""
     return Config(
         claim=(
-            "Where all strings are of 32 letters, attention with a rotary code copies them whole: "
+            "Where all strings are of 48 letters, attention with a rotary code copies them whole: "
             "it learns the distance. At any other length that is of no use, and the same model "
             "without a position code, which goes by the letters, copies more."
         ),

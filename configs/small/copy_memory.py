@@ -1,10 +1,6 @@
 """Copy memory: ten symbols, a long blank, then the ten symbols.
 
 Command   python -m experiments.run configs/small/copy_memory.py
-Minutes   11, on two shared cores that had other work too
-Expected  symbols, median of seeds 100 to 103 (results/suite_small): attention, SSD with learned
-          positions and long convolution 1.000, GRU 0.805, delta rule 0.716, SSD 0.538; window at
-          chance, 0.125.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

@@ -1,10 +1,6 @@
 """Attention classifies a real digit after 120 rows of noise, which a window of 16 does not reach.
 
 Command   python -m experiments.run configs/small/digits.py
-Minutes   25, on two shared cores that had other work too
-Expected  accuracy, median of seeds 100 to 103 (results/suite_small): GRU 0.955, delta rule 0.945,
-          attention 0.940, a picture or two of 360 apart; window and LSTM at chance, 0.10; SSD
-          too, but 0.935 by one seed of four.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

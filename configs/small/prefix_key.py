@@ -1,9 +1,6 @@
 """A string whose key comes first: a counter-example, which a recurrence can solve as it reads.
 
 Command   python -m experiments.run configs/small/prefix_key.py
-Minutes   6, on two shared cores that had other work too
-Expected  letters, median of seeds 100 to 103 (results/suite_small): attention 0.65 with any
-          code, delta rule 0.571, SSD 0.497, GRU 0.095: the claim is not borne out in 500 steps.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

@@ -1,11 +1,6 @@
 """Multi-query associative recall: every mixer, and some of them without the short convolution.
 
 Command   python -m experiments.run configs/small/recall.py
-Minutes   41, on two shared cores that had other work too
-Expected  at 99 % of seeds 100 to 109 (results/suite_small): attention 10 of 10, delta rule 10,
-          SSD 6, SSD of two heads 3, all others 0. Median accuracy: window 0.162, GRU 0.124, LSTM
-          0.108, long convolution 0.056 (less than naming any value of the row, 1/8: not trained
-          to what it can); without short convolution 1/8, attention too.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

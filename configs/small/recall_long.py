@@ -1,10 +1,6 @@
 """Recall from 256 tokens: sixteen pairs of a vocabulary of 512.
 
 Command   python -m experiments.run configs/small/recall_long.py
-Minutes   25, on two shared cores that had other work too
-Expected  at 99 % of seeds 100 to 103 (results/suite_small): delta rule 4 of 4, attention of four
-          heads 3 (median accuracy 0.997), of two 2, all others 0 (GRU 0.037, SSD 0.016, window
-          0.004).
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

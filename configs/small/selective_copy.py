@@ -1,10 +1,6 @@
 """Selective copying: tokens at random places among noise, recalled in order.
 
 Command   python -m experiments.run configs/small/selective_copy.py
-Minutes   10, on two shared cores that had other work too
-Expected  tokens, median of seeds 100 to 103 (results/suite_small): SSD with learned positions
-          0.980, attention 0.935, delta rule 0.835, SSD 0.671, GRU 0.642, long convolution 0.590,
-          window 0.401.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

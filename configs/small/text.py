@@ -1,9 +1,6 @@
 """Real text read twice: what the second reading recalls, and what the first does not.
 
 Command   python -m experiments.run configs/small/text.py
-Minutes   15, on two shared cores that had other work too
-Expected  bits a character on the second reading, median of seeds 100 to 103 (results/suite_small):
-          attention 0.026, long convolution 0.065, GRU 2.52, SSD 2.52, delta rule 2.71, window 2.74.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

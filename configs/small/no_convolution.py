@@ -1,0 +1,42 @@
+"""Recall by every mixer without the short convolution before it.
+
+Command   python -m experiments.run configs/small/no_convolution.py
+
+Smaller than small/recall.py, where attention without the convolution is still naming any value of
+the row after 1,600 steps, whatever its position code.
+"""
+
+from experiments.config import (
+    Config,
+    EvaluateConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from experiments.tasks import Recall
+
+
+def get_config() -> Config:
+    """Returns the config of recall without short convolutions."""
+    return Config(
+        claim=(
+            "The short convolution before every mixer only makes recall quick to learn: attention "
+            "learns it without one, from learned positions."
+        ),
+        task=Recall(vocab_size=64, length=32, num_pairs=4),
+        models=(
+            "attention,position=learned",
+            "attention",
+            "ssd,num_heads=1",
+            "delta_rule,num_heads=1",
+            "gru",
+            "lstm",
+            "long_convolution",
+        ),
+        model=ModelConfig(short_convolution=0),
+        optimizer=OptimizerConfig(decay_share=0.3),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
+        train=TrainConfig(steps=1500, batch_size=64, stop_accuracy=0.999, checkpoint_every=500),
+        evaluate=EvaluateConfig(),
+    )
