@@ -82,11 +82,11 @@ def by_distance(results: Results) -> Figure | None:
 
 
 def by_position(results: Results) -> Figure | None:
-    """Loss of the answer asked at each position, where some have a source and some have none."""
+    """Loss of the answer asked at each position, where some have no source."""
     asked = results.asked(results.models[0])[0]
-    if not {"with_source", "without_source"} <= set(asked):
-        return None
     positions = asked["by_position"]["position"]
+    if "without_source" not in asked or len(positions) < 2:
+        return None
     panels = style.panels_of(results.models)
     figure, row = style.new_panels(len(panels), width=6.4)
     style.title(figure, f"{results.name}: loss by position")

@@ -1,6 +1,7 @@
 """The tasks by name; a new task is one new file beside this one and one line in ``TASKS``."""
 
 from experiments.tasks.adding import Adding
+from experiments.tasks.characters import Characters
 from experiments.tasks.copy_memory import CopyMemory
 from experiments.tasks.induction import Induction
 from experiments.tasks.list_ops import ListOps
@@ -14,6 +15,7 @@ from experiments.tasks.task import NO_SOURCE, UNASKED, Batch, Floor, Split, Task
 
 TASKS: dict[str, type] = {
     "repeated_text": RepeatedText,
+    "characters": Characters,
     "noisy_digits": NoisyDigits,
     "recall": Recall,
     "induction": Induction,
@@ -31,6 +33,7 @@ __all__ = [
     "UNASKED",
     "Adding",
     "Batch",
+    "Characters",
     "CopyMemory",
     "Floor",
     "Induction",

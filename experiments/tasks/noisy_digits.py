@@ -15,6 +15,8 @@ from experiments.tasks.task import Batch, Floor, Split
 
 SIZE = 8
 """The images are 8 rows of 8 pixels."""
+FOLDS = 5
+"""Parts of the images: one to test on, one to choose on, the others to learn from."""
 
 
 class Digits(NamedTuple):
@@ -38,14 +40,14 @@ def _read() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     return pixels.reshape(-1, SIZE, SIZE), labels.astype(np.int32)
 
 
-@functools.lru_cache(maxsize=3)
-def _load(split: Split) -> Digits:
+@functools.lru_cache(maxsize=15)
+def _load(split: Split, fold: int) -> Digits:
     pixels, labels = _read()
     is_digit = labels[:, None] == np.arange(10)[None, :]
     nth_of_its_digit = np.take_along_axis(is_digit.cumsum(axis=0), labels[:, None], axis=1)[:, 0]
-    fold = nth_of_its_digit % 5
-    folds = {"train": fold >= 2, "valid": fold == 1, "test": fold == 0}
-    train, chosen = pixels[folds["train"]], folds[split]
+    fifth = (nth_of_its_digit - fold) % FOLDS
+    parts = {"train": fifth >= 2, "valid": fifth == 1, "test": fifth == 0}
+    train, chosen = pixels[parts["train"]], parts[split]
     images = ((pixels[chosen] - train.mean()) / train.std()).astype(np.float32)
     digits = Digits(images, labels[chosen])
     for array in digits:
@@ -64,8 +66,8 @@ class NoisyDigits:
         source    7, the last of the 8 positions that it spans; distance L - 8
 
     Images are scikit-learn's 1,797 digits of 8 x 8 pixels (UCI optical recognition of handwritten
-    digits), drawn with replacement. Counting the images of each digit from 1, every fifth is in
-    the test split, the one after it (and the first) in the validation split.
+    digits), drawn with replacement. Counting the images of each digit from 1, those whose number
+    is ``fold`` modulo 5 are in the test split, those after them in the validation split.
     Pixels are standardised by one mean and one standard deviation, those of all pixels of the
     training split, so that they are on the scale of the noise.
 
@@ -101,6 +103,8 @@ class NoisyDigits:
 
     length: int = 128
     """L, the positions of a row: 8 pixel rows, the others noise; at least 8."""
+    fold: int = 0
+    """Which fifth of the images is the test split, in 0..4: every image is in one of them."""
 
     # Not annotated: constants of the task, not settings.
     vocab_size = None
@@ -109,11 +113,13 @@ class NoisyDigits:
     source_width = SIZE
 
     def __post_init__(self):
-        """Refuse rows too short for the image."""
+        """Refuse rows too short for the image, and a part that there is not."""
         if self.length < SIZE:
             raise ValueError(
                 f"length is {self.length}, expected at least {SIZE}, the pixel rows of an image"
             )
+        if not 0 <= self.fold < FOLDS:
+            raise ValueError(f"fold is {self.fold}, expected one in 0..{FOLDS - 1}")
 
     def with_length(self, length: int) -> "NoisyDigits":
         """The same images with more or less noise; ``length`` at least 8."""
@@ -125,7 +131,7 @@ class NoisyDigits:
         Raises:
             ImportError: scikit-learn is not installed.
         """
-        return _load(split)
+        return _load(split, self.fold)
 
     def describe(self) -> str:
         """One line: what a row is, and the images' origin, number and hash."""

@@ -9,8 +9,7 @@ import pytest
 
 import experiments.run
 from experiments.config import Config, Suite, quick
-from experiments.tasks import RepeatedText
-from experiments.tasks.repeated_text import _read
+from experiments.tasks import RepeatedText, corpus
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -210,7 +209,7 @@ def test_data_too_small_for_a_length_stops_before_anything_is_made(command, tmp_
     task = f"RepeatedText(num_characters=5, path={str(tmp_path / 'text.txt')!r})"
     write_config(tmp_path / "text.py", f"Config(task={task}, evaluate=EvaluateConfig({lengths}))")
     status, out, err = command(tmp_path / "text.py")
-    _read.cache_clear()
+    corpus.read.cache_clear()
     assert status == 1
     assert not out
     assert "num_characters is 50" in err

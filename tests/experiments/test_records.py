@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import experiments.records
-import experiments.tasks.repeated_text
+import experiments.tasks.corpus
 from experiments.config import Config, MeshConfig, ModelConfig, SweepConfig, to_dict
 from experiments.mesh import of_states
 from experiments.records import (
@@ -312,7 +312,7 @@ def test_other_data_has_another_folder(tmp_path):
     folders, described = [], []
     for words in ("one text, read twice", "another text, read twice"):
         text.write_text(words * 20)
-        experiments.tasks.repeated_text._read.cache_clear()
+        experiments.tasks.corpus.read.cache_clear()
         folders.append(RunFolder.of(config, "text", tmp_path))
         described.append(config.task.describe())
     assert folders[0].path != folders[1].path

@@ -29,6 +29,8 @@ class Case(NamedTuple):
     of a shape that broadcasts to that of the targets."""
     answers_shown: bool = True
     """Whether the source of every answer shows the answer itself."""
+    has_sources: bool = True
+    """Whether an answer has a source."""
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=quick_to_compile())

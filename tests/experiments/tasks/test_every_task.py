@@ -84,7 +84,7 @@ def test_sources_hold_the_answer_and_lie_where_the_model_may_look(name):
     task = CASES[name].task
     batch = draw(task)
     has_source = batch.sources != NO_SOURCE
-    assert has_source.any()
+    assert has_source.any() == CASES[name].has_sources
     assert not has_source[~is_asked(task, batch)].any()
     assert (batch.sources[has_source] >= task.source_width - 1).all()
     assert (batch.sources <= batch.positions).all()
@@ -221,7 +221,8 @@ def test_docstring_examples(module):
     [
         (TASKS["repeated_text"](), [97, 10, 32], "a\n "),
         (TASKS["string_copy"](), [26, 0, 25, 27, 28], "$az|."),
-        (TASKS["prefix_key"](), [0, 25], "az"),
+        (TASKS["characters"](), [97, 10, 32], "a\n "),
+        (TASKS["prefix_key"](), [26, 0, 25, 27], "$az|"),
     ],
 )
 def test_tokens_that_stand_for_something_are_spelled(task, tokens, text):

@@ -51,6 +51,18 @@ def test_digits_splits_are_disjoint_stratified_and_complete():
         np.testing.assert_allclose(shares, share, atol=0.012)
 
 
+def test_every_digit_is_tested_in_one_fold_and_chosen_on_in_another():
+    tasks = [NoisyDigits(fold=fold) for fold in range(5)]
+    for split in ("test", "valid"):
+        assert sum(len(task.load(split).labels) for task in tasks) == 1797
+    # Each fold is standardised by what it is trained on, so images are compared by their digits.
+    labels = [np.bincount(task.load("valid").labels) for task in tasks]
+    tested = [np.bincount(task.load("test").labels) for task in tasks]
+    np.testing.assert_array_equal(labels[:-1], tested[1:])
+    with pytest.raises(ValueError, match=r"fold is 5, expected one in 0\.\.4"):
+        NoisyDigits(fold=5)
+
+
 def test_digits_are_drawn_evenly():
     task = CASE.task
     share = np.bincount(task.load("train").labels) / len(task.load("train").labels)

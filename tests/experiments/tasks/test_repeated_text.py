@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.tasks import NO_SOURCE, RepeatedText, repeated_text
+from experiments.tasks import NO_SOURCE, RepeatedText, corpus
 from tests.experiments.tasks.cases import MIN_P, Case, draw, frequencies, sample
 
 
@@ -120,9 +120,9 @@ def test_standard_library_is_the_default_text():
 
 
 def test_missing_standard_library_sources_name_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(repeated_text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r"holds 0 \*\.py files .*--task\.path"):
-        repeated_text._find_files("")
+        corpus.find_files("")
 
 
 def test_text_errors_name_the_field(tmp_path):
