@@ -150,7 +150,8 @@ def _evaluate(
             operands = [read(x) for x in equation.invars]
             of = max((x.of for x in operands), default=_Of.NUMBERS)
             called = equation.params.get("jaxpr")
-            if equation.primitive.name in CALLS and isinstance(called, ClosedJaxpr):
+            is_mixed = len({x.of for x in operands} - {_Of.NUMBERS}) > 1
+            if is_mixed and equation.primitive.name in CALLS and isinstance(called, ClosedJaxpr):
                 inner = [_Value(_Of.NUMBERS, x) for x in called.consts]
                 found = values_of(called.jaxpr, [*inner, *operands])
             else:

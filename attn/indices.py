@@ -8,10 +8,12 @@ tile it is asked about.
 Letters: ``*B`` leading axes, N query heads, t queries and s keys of the tile.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 
 class Indices(NamedTuple):
@@ -69,3 +71,23 @@ def tile_indices(
 def expand(x: Array, axes: int) -> Array:
     """Returns ``x`` with that many axes, of 1 before its own."""
     return jnp.reshape(x, (1,) * (axes - x.ndim) + x.shape)
+
+
+# A program of its own, so that who reads a function of pairs finds it by its name.
+@functools.partial(jax.jit, static_argnums=1)
+def along_diagonals(x: Float[Array, "*N d"], num_queries: int) -> Float[Array, "*N t s"]:
+    """Returns ``y[a, b] = x[b - a + t - 1]``: a tile of what is known of each distance.
+
+    Rows that are one longer than they are read each start one step earlier than the row above.
+    Compared with a gather of t x s elements this is dense in both directions: its transposition
+    is a sum, not a scatter.
+
+    Args:
+      x: of each distance of key and query of a tile, from the least, so d = t + s - 1.
+      num_queries: t.
+    """
+    *heads, length = x.shape
+    longer = jnp.pad(x, [(0, 0)] * len(heads) + [(0, 1)])
+    rows = jnp.broadcast_to(longer[..., None, :], (*heads, num_queries, length + 1))
+    flat = jnp.reshape(rows, (*heads, num_queries * (length + 1)))[..., : num_queries * length]
+    return jnp.reshape(flat, (*heads, num_queries, length))[..., num_queries - 1 :]

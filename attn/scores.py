@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
 from attn import fields, positions
-from attn.indices import Indices, expand, tile_indices
+from attn.indices import Indices, along_diagonals, expand, tile_indices
 
 
 class Score:
@@ -200,7 +200,7 @@ class RelativeBias(Score):
         )
         heads = jnp.reshape(indices.head, (-1, 1))
         biases = jnp.asarray(self.table, scores.dtype)[buckets[None], heads]
-        return scores + expand(_along_diagonals(biases, queries.size), scores.ndim)
+        return scores + expand(along_diagonals(biases, queries.size), scores.ndim)
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
         fields.check_type("RelativeBias.table", self.table, float, jnp.floating)
@@ -214,20 +214,6 @@ class RelativeBias(Score):
         except ValueError as error:
             shape = self.table.shape
             raise ValueError(f"RelativeBias.table has shape {shape}: {error}") from None
-
-
-def _along_diagonals(x: Float[Array, "N d"], num_rows: int) -> Float[Array, "N t s"]:
-    """Returns ``y[a, b] = x[b - a + t - 1]`` for each head, where d = t + s - 1.
-
-    Rows that are one longer than they are read each start one step earlier than the row above.
-    Compared with a gather of t x s elements this is dense in both directions: its transposition
-    is a sum, not a scatter.
-    """
-    heads, length = x.shape
-    longer = jnp.pad(x, ((0, 0), (0, 1)))
-    rows = jnp.broadcast_to(longer[:, None], (heads, num_rows, length + 1))
-    flat = jnp.reshape(rows, (heads, num_rows * (length + 1)))[:, : num_rows * length]
-    return jnp.reshape(flat, (heads, num_rows, length))[:, :, num_rows - 1 :]
 
 
 @jax.tree_util.register_dataclass

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
@@ -155,26 +156,32 @@ def _gradients(call: Call, refs: Sequence[Any], *, is_full: bool) -> _Gradients:
 def _along_rows(
     call: Call, context: Context, arrays: _Arrays
 ) -> tuple[Float[Array, "*B N H T"], dict[Value, Array]]:
-    """Returns the cotangent of the query, and of what the pairs take from queries and cut."""
+    """Returns the cotangent of the query, and of what the pairs take but from keys."""
     *lanes, num_queries, width = arrays.query.shape
     side, blocks = call.plan.grid.query_side, arrays.blocks(call)
     moving = [x for x in call.pairs.inputs if _is_float(x) and x.depends != KEY]
-    rows, cuts = ([x for x in moving if x.is_cut == is_cut] for is_cut in (False, True))
+    cuts, diagonals = [x for x in moving if x.is_cut], [x for x in moving if x.is_diagonal]
+    rows = [x for x in moving if not (x.is_cut or x.is_diagonal)]
     of_rows = [
         Block((*lanes, width, num_queries), (NEITHER, QUERY)),
         *[Block((*lanes, 1, num_queries), (NEITHER, QUERY))] * len(rows),
     ]
     of_cuts = [Block((*lanes, num_queries, arrays.key.shape[-2]), (QUERY, KEY))] * len(cuts)
+    length = side + call.plan.grid.key_side
+    every = Block((*lanes, call.pairs.distances.count, length), (NEITHER, NEITHER))
+    first = len(of_rows) + len(of_cuts)
 
-    def add(refs, outputs, sums, *, member, is_full):
+    def add(refs, outputs, sums, *, member, distance, is_full):
         del member
         found = _gradients(call, refs[: len(blocks)], is_full=is_full)
         keys = tiles.of_those_asked(found.tile.key, found.allowed, 0)
         sums[0][...] += tiles.dot(keys, found.d_products.astype(keys.dtype), (0, 0))
         for x, of in zip(sums[1:], rows, strict=True):
             x[...] += found.d_given[of].astype(call.dtype)
-        for x, of in zip(outputs[len(of_rows) :], cuts, strict=True):
+        for x, of in zip(outputs[len(of_rows) : first], cuts, strict=True):
             x[...] = found.d_given[of].astype(call.dtype).T
+        for x, of in zip(outputs[first:], diagonals, strict=True):
+            x[pl.ds(distance, 1), :] += tiles.gathered(found.d_given[of].astype(call.dtype))
 
     def finish(outputs, sums, *, member):
         del member
@@ -192,11 +199,13 @@ def _along_rows(
         context,
         (*jax.tree.leaves(arrays), *zeros),
         inputs=[*blocks, *of_cuts],
-        outputs=[*of_rows, *of_cuts],
+        outputs=[*of_rows, *of_cuts, *[every] * len(diagonals)],
         sums=[(width, side), *[(1, side)] * len(rows)],
         aliases={len(blocks) + n: len(of_rows) + n for n in range(len(of_cuts))},
+        totals=range(first, first + len(diagonals)),
     )
-    return d_query, dict(zip([*rows, *cuts], d_given, strict=True))
+    d_given[first - 1 :] = [jnp.reshape(x, (*lanes, 1, -1)) for x in d_given[first - 1 :]]
+    return d_query, dict(zip([*rows, *cuts, *diagonals], d_given, strict=True))
 
 
 def _along_columns(
@@ -208,8 +217,8 @@ def _along_columns(
     columns = [x for x in call.pairs.inputs if _is_float(x) and x.depends == KEY]
     of_heads = Block((*arrays.query.shape[:-2], 1, key.shape[-2]), (NEITHER, KEY))
 
-    def add(refs, outputs, sums, *, member, is_full):
-        del outputs
+    def add(refs, outputs, sums, *, member, distance, is_full):
+        del outputs, distance
         found = _gradients(call, refs, is_full=is_full)
         queries = tiles.of_those_asked(found.tile.query, found.allowed, 1)
         sums[0][...] += tiles.dot(found.d_products.astype(queries.dtype), queries, (1, 0))

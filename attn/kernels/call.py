@@ -123,12 +123,19 @@ def of_pairs(call: Call, operands: tuple[Any, ...]) -> list[Array]:
     """Returns what the pairs take from outside, in the order of ``Split.inputs``.
 
     What is cut along both axes is ``[*B, N, T, S]``, what is of queries ``[*B, N, 1, T]``, of keys
-    ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``; *B and N are 1 where it is the same for all.
+    ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``, of distances ``[*B, N, 1, n (t + s)]`` as
+    ``attn.kernels.tile.spread`` takes it; *B and N are 1 where it is the same for all.
     """
     plan, found = call.plan, []
     for x in call.pairs.inputs:
         if x.is_cut:
             found.append(_in_lanes(plan, call.pairs.whole(x, operands)))
+            continue
+        if x.is_diagonal:
+            parts = call.pairs.diagonals(x, operands)[..., None, ::-1]
+            parts = jnp.pad(parts, [(0, 0)] * (parts.ndim - 1) + [(0, 1)])
+            parts = jnp.moveaxis(jax.vmap(functools.partial(_in_lanes, plan))(parts), 0, -2)
+            found.append(jnp.reshape(parts, (*parts.shape[:-2], -1)))
             continue
         parts = call.pairs.along(x, operands)
         n, *shape = parts.shape

@@ -33,8 +33,8 @@ def forward(
     side, width = call.plan.grid.query_side, arrays[2].shape[-1]
     *lanes, num_queries, _ = arrays[0].shape
 
-    def absorb(refs, outputs, state, *, member, is_full):
-        del outputs, member
+    def absorb(refs, outputs, state, *, member, distance, is_full):
+        del outputs, member, distance
         maximum, denominator, numerator = state
         tile = tiles.read(call, refs)
         allowed = tiles.allowed_in(call, tile, is_full=is_full)

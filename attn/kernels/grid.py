@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from attn.devices import unvarying, vary, varying
 from attn.kernels.call import Call
-from attn.kernels.pairwise import KEY, NEITHER, QUERY, Value
+from attn.kernels.pairwise import DISTANCE, KEY, NEITHER, QUERY, Value
 from attn.overrides import Opaque
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, MIXED, agreed
@@ -80,6 +80,7 @@ class Block(NamedTuple):
         """Returns it for Pallas, in a grid that goes along rows or columns."""
         grid, lanes = call.plan.grid, len(self.shape) - 2
         sides = {QUERY: grid.query_side, KEY: grid.key_side}
+        sides[DISTANCE] = grid.query_side + grid.key_side
         block = [sides.get(x, size) for x, size in zip(self.along, self.shape[-2:], strict=True)]
 
         def index(*step):
@@ -87,7 +88,7 @@ class Block(NamedTuple):
             batch, head, key_head, i, j = _place(call, order, ids, tiles)
             places = *batch, key_head if self.is_of_keys else head
             of_lanes = [x if n != 1 else 0 for x, n in zip(places, self.shape, strict=False)]
-            at = {QUERY: i, KEY: j}
+            at = {QUERY: i, KEY: j, DISTANCE: call.pairs.distances.index(i, j)}
             of_tile = [
                 at[x] if x in at and n != side else 0
                 for x, n, side in zip(self.along, self.shape[-2:], block, strict=True)
@@ -129,6 +130,8 @@ def pairs_blocks(call: Call, given: Sequence[Array]) -> list[Block]:
 def _block_of(x: Value, array: Array) -> Block:
     if x.is_cut:
         return Block(array.shape, (QUERY, KEY))
+    if x.is_diagonal:
+        return Block(array.shape, (NEITHER, DISTANCE))
     return Block(array.shape, (NEITHER, x.depends or QUERY))
 
 
@@ -146,6 +149,7 @@ def run(
     sums: Sequence[tuple[int, ...]],
     starts: Sequence[float] = (),
     aliases: dict[int, int] | None = None,
+    totals: Sequence[int] = (),
 ) -> list[Array]:
     """Returns the results of a kernel over all tiles.
 
@@ -153,7 +157,8 @@ def run(
 
     at the first, at every and at the last tile of a row, or of a column for each of the G heads
     that share its keys. What is given are references; a keyword ``member`` is which of G, 0 along
-    rows, and ``is_full`` whether all pairs of a tile take part.
+    rows, ``distance`` which of those that tiles have, and ``is_full`` whether all pairs of a tile
+    take part.
 
     Args:
       call: of which it is a pass.
@@ -168,6 +173,7 @@ def run(
       sums: shapes of what is kept from tile to tile.
       starts: what they are at first; 0 for those that are left out.
       aliases: which operand is, at first, the memory of which result.
+      totals: which results are sums over all tiles of a head, 0 at first.
     """
     plan = call.plan
     lanes = (*plan.batch, plan.num_heads if order == QUERY else plan.num_key_heads)
@@ -177,9 +183,10 @@ def run(
     steps = steps_of(call, context, order)
 
     def of_step(tiles, flags, *refs):
-        del tiles
         member = pl.program_id(len(lanes) + 1) if order == KEY else 0
-        flag = flags[pl.program_id(len(lanes))]
+        step = pl.program_id(len(lanes))
+        flag = flags[step]
+        distance = call.pairs.distances.index(tiles[step] >> 16, tiles[step] & 0xFFFF)
         ends = len(inputs), len(inputs) + len(outputs)
         read, written, kept = refs[: ends[0]], refs[ends[0] : ends[1]], refs[ends[1] :]
 
@@ -188,7 +195,12 @@ def run(
             for n, x in enumerate(kept):
                 x[...] = jnp.full(x.shape, starts[n] if n < len(starts) else 0.0, x.dtype)
 
-        at_tile = functools.partial(visit, read, written, kept, member=member)
+        @pl.when((step == 0) & (member == 0))
+        def _():
+            for n in totals:
+                written[n][...] = jnp.zeros(written[n].shape, written[n].dtype)
+
+        at_tile = functools.partial(visit, read, written, kept, member=member, distance=distance)
         pl.when(flag & _KIND == FULL)(functools.partial(at_tile, is_full=True))
         pl.when(flag & _KIND == MIXED)(functools.partial(at_tile, is_full=False))
 

@@ -8,6 +8,8 @@ in it is known by what it depends on:
 
 - on i alone, on j alone or on neither: it is computed outside, for all tiles at once, and is as
   long as the queries, as the keys, or as the heads are many;
+- on both, but on nothing other than how far apart they are: it is computed outside, for all the
+  distances that tiles have, and as ``attn.indices.along_diagonals`` given to the kernel;
 - on both: it is left for the kernel, and must be elementwise. A part of an array that is cut along
   both axes, such as a dense bias, is given to the kernel cut.
 
@@ -33,10 +35,12 @@ from jaxtyping import Array
 
 from attn.closures import CALLS
 from attn.devices import vary, varying
+from attn.indices import along_diagonals
 from attn.overrides import Refused
 
 NEITHER, QUERY, KEY = frozenset(), frozenset(("query",)), frozenset(("key",))
 PAIR = QUERY | KEY
+DISTANCE = frozenset(("distance",))
 ELEMENTWISE = frozenset(
     """
     abs add add_any and atan2 cbrt ceil clamp clz convert_element_type copy cos cosh div eq erf
@@ -73,6 +77,10 @@ class Value:
     """Whether it is left for the kernel."""
     is_cut: bool = False
     """Whether it is the part of an array that is cut along both axes; the operand is along one."""
+    is_diagonal: bool = False
+    """Whether it is the same along each diagonal of a tile; the operand is of its distances."""
+    nearest: int | None = None
+    """Of a first key less a query, at the least distance between tiles; see ``Distances``."""
 
     @property
     def is_number(self) -> bool:
@@ -81,11 +89,43 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """A function of tiles, taken apart."""
+class Distances:
+    """How far apart tiles are: the first key of tile j less the first query of tile i.
+
+    For all i and j it is one of ``count`` numbers, ``step`` apart from each other.
+    """
 
     counts: tuple[int, int]
     """Tiles of queries and of keys."""
+    sides: tuple[int, int]
+    """Of a tile."""
+
+    @property
+    def step(self) -> int:
+        """The greatest number that divides all."""
+        return math.gcd(*self.sides)
+
+    @property
+    def least(self) -> int:
+        """That of the last tile of queries and the first of keys."""
+        return -(self.counts[0] - 1) * self.sides[0]
+
+    @property
+    def count(self) -> int:
+        """How many there are, from the least to the greatest."""
+        return ((self.counts[1] - 1) * self.sides[1] - self.least) // self.step + 1
+
+    def index(self, i: Any, j: Any) -> Any:
+        """Returns which of them is that of a tile."""
+        of_query, of_key = (side // self.step for side in self.sides)
+        return j * of_key - i * of_query - self.least // self.step
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A function of tiles, taken apart."""
+
+    distances: Distances
     given: tuple[Value, ...]
     """The operands, i and j."""
     scores: Value
@@ -102,7 +142,7 @@ class Split:
 
     def along(self, value: Value, operands: Any) -> Array:
         """Returns a value at all tiles that it is different at, on a first axis."""
-        n = 1 if not value.depends else self.counts[value.depends == KEY]
+        n = 1 if not value.depends else self.distances.counts[value.depends == KEY]
         at = lambda m: self.outer([value], operands, m, m)[0]  # noqa: E731
         return jax.vmap(at)(jnp.arange(n, dtype=jnp.int32))
 
@@ -112,6 +152,21 @@ class Split:
         axis = parts.ndim - 2 if cut.operands[0].depends == QUERY else parts.ndim - 1
         parts = jnp.moveaxis(parts, 0, axis - 1)
         return jnp.reshape(parts, (*parts.shape[: axis - 1], -1, *parts.shape[axis + 1 :]))
+
+    def diagonals(self, value: Value, operands: Any) -> Array:
+        """Returns what a value repeats along diagonals, at all distances, on a first axis."""
+        (along,) = value.operands
+        leaves = [jnp.asarray(x) for x in jax.tree.leaves(operands)]
+
+        def at(n):
+            known = dict(zip(self.given, leaves, strict=False))
+            for x in _firsts(along):
+                known[x] = jnp.asarray(x.nearest, x.dtype) + (n * self.distances.step).astype(
+                    x.dtype
+                )
+            return jnp.broadcast_to(_computed(along, known), along.shape)
+
+        return jax.vmap(at)(jnp.arange(self.distances.count, dtype=jnp.int32))
 
     def inner(self, known: dict[Value, Array], scores: Array, which: int) -> Array:
         """Returns a result ``[s, t]`` of a tile, or what broadcasts to it.
@@ -146,7 +201,8 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     given = (*(named(x, NEITHER) for x in leaves), named(i, QUERY), named(j, KEY))
     of_scores = named(of_scores, PAIR, is_inner=True)
     *lanes, rows, columns = scores.shape
-    reader = _Reader(most=16 * math.prod(lanes) * max(rows, columns))
+    distances = Distances(counts, (rows, columns))
+    reader = _Reader(given[-2:], distances, most=16 * math.prod(lanes) * max(rows, columns))
     consts = [reader.constant(x) for x in closed.consts]
     results = reader.values(closed.jaxpr, (*given, of_scores), consts)
     inputs: dict[Value, None] = {}
@@ -154,7 +210,7 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     def visit(x: Value):
         if x is of_scores or x.is_number:
             return
-        if x.is_inner and not x.is_cut:
+        if x.is_inner and not (x.is_cut or x.is_diagonal):
             for operand in x.operands:
                 visit(operand)
         else:
@@ -163,14 +219,17 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     for x in results:
         visit(x)
     for x in inputs:
-        _check(x, given, counts, tuple(scores.shape[-2:]))
-    return Split(counts, given, of_scores, tuple(results), tuple(inputs))
+        _check(x, given, distances)
+    return Split(distances, given, of_scores, tuple(results), tuple(inputs))
 
 
 class _Reader:
     """Reads a program as values; the same operation of the same values is the same value."""
 
-    def __init__(self, most: int):
+    def __init__(self, tile: tuple[Value, ...], distances: Distances, most: int):
+        self.tile = tile
+        """i and j."""
+        self.distances = distances
         self.most = most
         """How many numbers a value computed outside may be, at a tile."""
         self.made: dict[Any, Value] = {}
@@ -196,7 +255,9 @@ class _Reader:
                 raise Refused(f"its function of pairs has side effects: {equation.primitive.name}")
             operands = tuple(read(x) for x in equation.invars)
             called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            if equation.primitive.name in CALLS and called is not None:
+            if _is_along_diagonals(equation) and operands[0].depends in (NEITHER, DISTANCE):
+                found = [self.along_diagonals(equation, operands[0])]
+            elif equation.primitive.name in CALLS and called is not None:
                 is_closed = isinstance(called, ClosedJaxpr)
                 consts = [self.constant(x) for x in called.consts] if is_closed else []
                 found = self.values(called.jaxpr if is_closed else called, operands, consts)
@@ -219,6 +280,11 @@ class _Reader:
         """Returns a result of an operation."""
         name, shape = primitive.name, tuple(aval.shape)
         depends = functools.reduce(frozenset.union, (x.depends for x in operands), NEITHER)
+        nearest = self.nearest(operands) if name == "sub" and shape == () else None
+        if nearest is not None:
+            depends = DISTANCE
+        elif depends > DISTANCE:
+            depends = PAIR
         if operands and all(x.is_number for x in operands):  # And so is the result.
             if name == "broadcast_in_dim":
                 narrow = (1,) * len(shape)
@@ -241,8 +307,31 @@ class _Reader:
             index,
             is_inner=is_inner,
             is_cut=is_cut,
+            nearest=nearest,
         )
         return self.made.setdefault((name, str(params), operands, index), made)
+
+    def along_diagonals(self, equation: Any, x: Value) -> Value:
+        """Returns a tile of what is known of each distance."""
+        (out,) = equation.outvars
+        shape = tuple(out.aval.shape)
+        made = Value(PAIR, shape, out.aval.dtype, shape, equation.primitive, operands=(x,))
+        made = dataclasses.replace(made, is_inner=True, is_diagonal=True)
+        return self.made.setdefault(("along_diagonals", x), made)
+
+    def nearest(self, operands: Sequence[Value]) -> int | None:
+        """Returns a key less a query at the least distance between tiles, if it goes by that."""
+        if [x.depends for x in operands] != [KEY, QUERY]:
+            return None
+        ends = []
+        for x, count, side in zip(
+            reversed(operands), self.distances.counts, self.distances.sides, strict=True
+        ):
+            at = _at_each(x, self.tile, count)
+            if at is None or at != [at[0] + n * side for n in range(count)]:
+                return None
+            ends.append(at)
+        return ends[1][0] - ends[0][-1]
 
     def narrow(
         self,
@@ -302,13 +391,19 @@ def _is_cut(operands: tuple[Value, ...], sizes: Sequence[int]) -> bool:
     )
 
 
-def _computed(x: Value, known: dict[Value, Any]) -> Any:
-    """Returns a value as narrow as it is, from those that are known."""
+def _computed(x: Value, known: dict[Value, Any], *, is_placed: bool = True) -> Any:
+    """Returns a value as narrow as it is, from those that are known.
+
+    ``is_placed`` is whether arrays are anywhere, as they are not while a program is read.
+    """
     if x.constant is not None:
         return x.constant
     if x in known:
         return known[x]
-    operands = [_computed(y, known) for y in x.operands]
+    assert x.operation is not None, "a number is asked for that an operand of the call decides"
+    operands = [_computed(y, known, is_placed=is_placed) for y in x.operands]
+    if x.operation.name in PLACINGS and not is_placed:
+        return operands[0]
     known[x] = found = _applied(x, operands)
     return found
 
@@ -347,26 +442,44 @@ def repeated(x: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(x, shape)
 
 
-def _check(
-    x: Value, given: tuple[Value, ...], counts: tuple[int, int], sides: tuple[int, int]
-) -> None:
+def _is_along_diagonals(equation: Any) -> bool:
+    name = equation.params.get("name")
+    return equation.primitive.name in CALLS and name == along_diagonals.__name__
+
+
+def _firsts(x: Value) -> set[Value]:
+    """Returns the keys less queries that a value goes by."""
+    if x.nearest is not None:
+        return {x}
+    return set().union(*map(_firsts, x.operands))
+
+
+def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> list[int] | None:
+    """Returns a number that is of queries or of keys at each tile; None if it is not known."""
+    try:
+        with jax.ensure_compile_time_eval():
+            given = (dict.fromkeys(tile, jnp.int32(n)) for n in range(count))
+            return [int(_computed(x, known, is_placed=False)) for known in given]
+    except (jax.errors.ConcretizationTypeError, AssertionError):
+        return None
+
+
+def _check(x: Value, given: tuple[Value, ...], distances: Distances) -> None:
     """Raises unless an input is of rows, of columns, or a part cut where its tile stands."""
     rows, columns = (1, 1, *x.narrow)[-2:]
     if x.is_cut:
         along, *starts = x.operands
         axis = -1 if along.depends == QUERY else -2
-        side, count = sides[axis], counts[axis]
-        try:
-            with jax.ensure_compile_time_eval():
-                at = [
-                    int(_computed(starts[axis], {given[-2]: jnp.int32(n), given[-1]: jnp.int32(n)}))
-                    for n in range(count)
-                ]
-        except (jax.errors.ConcretizationTypeError, AssertionError):
-            raise Refused("it cuts an array at a place that is not known") from None
-        if at != [n * side for n in range(count)] or x.shape[-2:] != sides:
+        side, count = distances.sides[axis], distances.counts[axis]
+        at = _at_each(starts[axis], given[-2:], count)
+        if at is None:
+            raise Refused("it cuts an array at a place that is not known")
+        if at != [n * side for n in range(count)] or x.shape[-2:] != distances.sides:
             raise Refused("it cuts an array elsewhere than at its tile")
-    elif x.depends == PAIR or (rows != 1 and columns != 1):
+    elif x.is_diagonal:
+        if x.shape[-2:] != distances.sides:
+            raise Refused("it repeats along diagonals what is not a tile")
+    elif x.depends in (PAIR, DISTANCE) or (rows != 1 and columns != 1):
         raise Refused("it holds an array of pairs")
     elif (columns != 1 and x.depends != KEY) or (rows != 1 and x.depends == KEY):
         raise Refused("it holds keys where queries are, or queries where keys are")

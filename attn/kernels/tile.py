@@ -3,15 +3,20 @@
 Letters: t queries and s keys of the tile, H and V head widths.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
 from attn.kernels.pairwise import KEY, Value, repeated
+
+ROWS_AT_ONCE = 32
+"""That ``gathered`` adds up, before it turns them against each other."""
 
 
 class Tile(NamedTuple):
@@ -35,6 +40,8 @@ def read(call: Call, refs: Sequence[Any]) -> Tile:
     given = {}
     for x, ref in zip(call.pairs.inputs, inputs, strict=True):
         part = ref[...].T if x.is_cut or x.depends == KEY else ref[...]
+        if x.is_diagonal:
+            part = spread(part, key.shape[0], query.shape[0])
         given[x] = part != 0 if x.dtype == bool else part
     return Tile(query[...], key[...], value[...], given)
 
@@ -73,6 +80,34 @@ def of_those_asked(
     is_asked = jnp.max(allowed.astype(jnp.int32), axis=1 - axis, keepdims=True)
     is_asked = is_asked if axis == 0 else is_asked.T
     return jnp.where(jnp.broadcast_to(is_asked, x.shape) != 0, x, jnp.zeros_like(x))
+
+
+def spread(x: Float[Array, "1 d"], num_keys: int, num_queries: int) -> Float[Array, "s t"]:
+    """Returns ``y[b, a] = x[s - 1 - b + a]``, d = t + s: the last is of no pair.
+
+    Each row of keys is turned by one more than the row before.
+    """
+    rows = jnp.broadcast_to(x, (num_keys, x.shape[1]))
+    turned = pltpu.roll(rows, num_queries + 1, 1, stride=1, stride_axis=0)
+    return turned[:, :num_queries]
+
+
+def gathered(y: Float[Array, "s t"]) -> Float[Array, "1 d"]:
+    """Returns the sums along diagonals: the transpose of ``spread``.
+
+    Row b is to be turned by s - 1 - b. Hardware turns rows by more and more, not by less and less:
+    so some rows at once by what they have in common, and their sum by the bits of the rest.
+    """
+    num_keys, num_queries = y.shape
+    y = jnp.concatenate([y, jnp.zeros((num_keys, num_keys), y.dtype)], axis=1)
+    some = math.gcd(num_keys, ROWS_AT_ONCE)
+    total = jnp.zeros((some, num_keys + num_queries), y.dtype)
+    for first in range(0, num_keys, some):
+        total += pltpu.roll(y[first : first + some], num_keys - first - some, 1)
+    rest = some - 1 - lax.broadcasted_iota(jnp.int32, total.shape, 0)
+    for bit in range((some - 1).bit_length()):
+        total = jnp.where(rest & 1 << bit != 0, pltpu.roll(total, 1 << bit, 1), total)
+    return jnp.sum(total, axis=0, keepdims=True)
 
 
 def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:

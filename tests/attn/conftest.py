@@ -1,7 +1,6 @@
 """What is under test: every implementation of the registry, the tiled one in small tiles, and it
 over devices."""
 
-import contextlib
 import functools
 
 import jax
@@ -16,8 +15,6 @@ from attn.tiles import TileSizes, ceil_div
 SMALL_TILES = "blockwise in small tiles"
 SMALL_KERNELS = "fused in small tiles"
 SPREAD = "a ring of two devices, in small tiles"
-REFUSED = {"relative bias": "not elementwise"}
-"""Features that the kernels do not take, and a part of the reason that they give."""
 
 
 def spread_attention(query, key, value, bias, mask, scale, score, dropout_seed, dropout_rate):
@@ -82,15 +79,3 @@ def implementation(request, monkeypatch):
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, spread_attention)
         monkeypatch.setattr("attn.plan.tile_sizes", lambda *_: TileSizes(query=4, key=5))
     return request.param
-
-
-@pytest.fixture
-def refusal(implementation):
-    """``refusal(name)``: where the feature of a test is refused, that it is; else nothing."""
-
-    def of(name):
-        if implementation == SMALL_KERNELS and name in REFUSED:
-            return pytest.raises(ValueError, match=REFUSED[name])
-        return contextlib.nullcontext()
-
-    return of

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn.indices import along_diagonals
 from attn.kernels.pairwise import KEY, NEITHER, QUERY, split
 from attn.overrides import Refused
 
@@ -48,7 +49,17 @@ def twice(x, i, j):
     return ahead(queries, keys) + ahead(keys + 1, queries)
 
 
+def by_distance(x, i, j):
+    queries, keys = (jnp.reshape(n, -1) for n in places(i, j))
+    distances = keys[0] - queries[-1] - 2 + jnp.arange(t + s - 1)
+    return along_diagonals(jnp.sin(distances) * x["slopes"][:, None], t)
+
+
 FUNCTIONS = {
+    "by distance": lambda x, i, j, p: p * by_distance(x, i, j) + places(i, j)[0],
+    "by distance, the same for all tiles": lambda x, i, j, p: (
+        p + along_diagonals(jnp.arange(t + s - 1.0) * x["slopes"][:, None], t)
+    ),
     "causal": lambda x, i, j, p: jnp.where(places(i, j)[1] <= places(i, j)[0], p, -1.0),
     "slopes": lambda x, i, j, p: (
         p - x["slopes"][:, None, None] * jnp.abs(places(i, j)[0] - places(i, j)[1])
@@ -77,14 +88,18 @@ def test_it_is_the_same_at_every_tile(name):
 
     taken = split(function, COUNTS, OPERANDS, SCORES)
     whole = {x: taken.whole(x, OPERANDS) for x in taken.inputs if x.is_cut}
+    diagonals = {x: taken.diagonals(x, OPERANDS) for x in taken.inputs if x.is_diagonal}
     for i in range(COUNTS[0]):
         for j in range(COUNTS[1]):
             scores = RNG.normal(size=SCORES.shape).astype(np.float32)
             (expected,) = function(OPERANDS, i, j, scores)
-            rest = [x for x in taken.inputs if not x.is_cut]
+            rest = [x for x in taken.inputs if not (x.is_cut or x.is_diagonal)]
             given = dict(zip(rest, taken.outer(rest, OPERANDS, i, j), strict=True))
             for x, array in whole.items():
                 given[x] = array[..., i * t : (i + 1) * t, j * s : (j + 1) * s]
+            for x, array in diagonals.items():
+                there = np.arange(s) - np.arange(t)[:, None] + t - 1
+                given[x] = array[taken.distances.index(i, j)][..., there]
             for b in range(B):
                 for n in range(N):
                     of_cell = {x: cell(array, b, n) for x, array in given.items()}
@@ -127,6 +142,14 @@ def reports(x, i, j, p):
 
 
 REFUSED = {
+    "along diagonals by the query alone": (
+        lambda x, i, j, p: p + along_diagonals(jnp.arange(t + s - 1.0) * (i + 1), t),
+        "of pairs",
+    ),
+    "along diagonals by no distance": (
+        lambda x, i, j, p: p + along_diagonals(jnp.arange(t + s - 1) + (2 * j - i), t),
+        "of pairs",
+    ),
     "a sum over pairs": (lambda x, i, j, p: p - p.sum(-1, keepdims=True), "reduce_sum of pairs"),
     "a gather at pairs": (
         lambda x, i, j, p: p + x["table"][(places(i, j)[0] + places(i, j)[1]) % 7],

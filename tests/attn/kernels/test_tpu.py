@@ -52,9 +52,24 @@ def test_what_xla_divides_over_devices_is_blockwise_and_what_a_user_divides_is_n
         kernels_in(lambda x: total(x, x, x, implementation="fused"), divided)
 
 
+def looked_up(score, at, table):
+    """Not elementwise: a pair is looked up in a table, and by more than its distance."""
+    return score + table[(at.query + at.key) % 7]
+
+
 def test_what_they_refuse_is_blockwise():
-    table = jnp.zeros((32, 4))
-    assert kernels_in(lambda *x: total(*x, score=scores.RelativeBias(table)), X, X, X) == 0
+    table = jnp.zeros(7)
+    assert kernels_in(lambda *x: total(*x, score=looked_up, score_params=table), X, X, X) == 0
+
+
+def test_a_bias_by_distance_runs_in_them_in_a_shard_map_too():
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    x = jax.ShapeDtypeStruct((4, *X.shape[1:]), X.dtype)
+    bias = scores.RelativeBias(jnp.zeros((32, 4)))
+    gradient = jax.grad(lambda *x: total(*x, score=bias), (0, 1, 2))
+    assert kernels_in(gradient, x, x, x) == 3
+    spread = jax.shard_map(gradient, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert kernels_in(spread, x, x, x) == 3
 
 
 def test_forward_mode_and_second_order_need_none():
@@ -79,11 +94,10 @@ def test_one_export_for_every_platform_has_them_for_its_own():
 
 def test_what_is_named_and_refused_says_why():
     x = jnp.zeros((1, 8, 4, 8))
-    bias = scores.RelativeBias(jnp.zeros((8, 4)))
-    with pytest.raises(ValueError, match=r"implementation is 'fused'.*not elementwise"):
-        attn.dot_product_attention(x, x, x, score=bias, implementation="fused")
-    with pytest.raises(ValueError, match=r"implementation is 'fused'.*not elementwise"):
-        attn.explain(x, x, x, score=bias, implementation="fused")
+    given = {"score": looked_up, "score_params": jnp.zeros(7), "implementation": "fused"}
+    for function in (attn.dot_product_attention, attn.explain):
+        with pytest.raises(ValueError, match=r"implementation is 'fused'.*not elementwise"):
+            function(x, x, x, **given)
 
 
 def test_explained():
@@ -152,6 +166,15 @@ CASES = {
         ),
     ),
     "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
+    **{
+        f"relative bias{name}": (
+            [*sizes(**of), array(32, of["N"], dtype="float32")],
+            lambda q, k, v, p: attend(q, k, v, score=scores.RelativeBias(p), **causal),
+        )
+        for name, of in (
+            ("", dict(N=4)), (" of long rows", dict(B=1, T=131072, N=2, K=1, H=128)),
+        )
+    },
     "bias": (
         [*sizes(), array(4, 1024, 1024, dtype="float32")],
         lambda q, k, v, bias: attend(q, k, v, bias, **causal),
@@ -175,7 +198,7 @@ for name in sys.argv[2:]:
         memory = lowered.compile().memory_analysis()
         print(name, kernels, memory.temp_size_in_bytes, sep=";")
 """
-SOME = ["plain", "segments, lengths", "a user's score function", "width 256"]
+SOME = ["plain", "segments, lengths", "a user's score function", "width 256", "relative bias"]
 EVERY = [
     *SOME,
     *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
@@ -185,6 +208,7 @@ EVERY = [
         "dense",
         "a user's mask",
         "soft cap",
+        "relative bias of long rows",
         "bias",
         "dropout",
         "long",
