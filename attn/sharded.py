@@ -40,6 +40,7 @@ from attn.spread import Heads, Ring
 
 Method = Literal["ring", "gather", "all_to_all"]
 Placement = Literal["contiguous", "zigzag", "exchanged"]
+Implementation = Literal["blockwise", "fused"]
 
 
 def dot_product_attention(
@@ -56,6 +57,7 @@ def dot_product_attention(
     sinks: Float[Array, "..."] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: Array | None = None,
+    implementation: Implementation | None = None,
     return_residual: bool = False,
     **options: Unpack[Options],
 ) -> Float[Array, "*B T/n N V"] | tuple[Float[Array, "*B T/n N V"], Float[Array, "*B T/n N"]]:
@@ -84,6 +86,10 @@ def dot_product_attention(
       sinks: as there.
       dropout_rate: as there.
       dropout_rng: as there; the same weights are dropped as on one device.
+      implementation: of what a device does with the keys at hand: ``"fused"``, or an error that
+        says why not, or ``"blockwise"``. None is fused where the platform has kernels that can
+        take the call and XLA has nothing left to divide, that is, where ``jax.shard_map`` is over
+        all axes of the mesh or all others are of one device; else blockwise.
       return_residual: as there.
       **options: as there; lengths, windows and scores are of the whole sequence.
 
@@ -106,9 +112,12 @@ def dot_product_attention(
     """
     arguments.check_choice("method", method, get_args(Method))
     arguments.check_choice("placement", placement, get_args(Placement))
+    if implementation is not None:
+        arguments.check_choice("implementation", implementation, get_args(Implementation))
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
-    settings = axis_name, method, placement
+    fused = {None: None, "blockwise": False, "fused": True}[implementation]
+    settings = axis_name, method, placement, fused
     if mesh is None:
         found = _of_device(settings, query, key, value, bias, mask, options | others)
     else:
@@ -156,7 +165,7 @@ def _order(length: int, num_devices: int) -> np.ndarray:
 
 def _over_mesh(
     mesh: Mesh | AbstractMesh,
-    settings: tuple[str, Method, Placement],
+    settings: tuple[str, Method, Placement, bool | None],
     query: Array,
     key: Array,
     value: Array,
@@ -194,8 +203,11 @@ def _over_mesh(
     in_specs = rows(query, -3), rows(key, -3), rows(value, -3), of_bias, PartitionSpec()
     out_specs = rows(query, -3), PartitionSpec(*rows(query, -3)[:-1])
     if not getattr(mesh, "explicit_axes", ()):
+        # Kernels run where XLA has nothing to divide: so axes that divide nothing are ours too.
+        alone = {name for name, size in mesh.shape.items() if size == 1}
+        names = {axis, *alone} - {*getattr(mesh, "manual_axes", ())}
         spread = jax.shard_map(
-            of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={axis}
+            of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
         )
         return spread(query, key, value, bias, arrays)
     # Types say how arrays are cut: this one axis is, and in between XLA sees to the others.
@@ -210,7 +222,7 @@ def _over_mesh(
 
 
 def _of_device(
-    settings: tuple[str, Method, Placement],
+    settings: tuple[str, Method, Placement, bool | None],
     query: Array,
     key: Array,
     value: Array,
@@ -219,7 +231,7 @@ def _of_device(
     options: dict[str, Any],
 ) -> tuple[Array, Array]:
     """Returns this device's share of output and log-sum-exp."""
-    axis, method, placement = settings
+    axis, method, placement, fused = settings
     size = _size_of(axis)
     attend = _over_heads if method == "all_to_all" else _over_keys
     if placement == "exchanged" and method != "all_to_all":
@@ -239,7 +251,7 @@ def _of_device(
     ring = Ring(axis, size, is_zigzag, is_gathered=method == "gather")
     arrays = query, key, value, resolved._replace(bias=bias)
     arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
-    output, lse = attend(ring, *arrays)
+    output, lse = attend(ring, fused, *arrays)
     if logits is not None:
         logits = arguments.sinks_of(logits, query)
         output, lse = softmax_state.with_sink(output, lse, logits)
@@ -262,25 +274,31 @@ def _size_of(axis: Any) -> int:
         ) from None
 
 
-def _over_keys(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+def _over_keys(
+    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+) -> tuple[Any, Any]:
     """Attends with the queries of this device to keys that travel, or to all, gathered."""
     if ring.is_gathered:
         gather = lambda x: lax.all_gather(x, ring.axis, axis=x.ndim - 3, tiled=True)  # noqa: E731
         key, value = gather(key), gather(value)
-    return blockwise_attention(query, key, value, *resolved, spread=ring)
+    return blockwise_attention(query, key, value, *resolved, spread=ring, fused=fused)
 
 
-def _exchanged(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+def _exchanged(
+    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+) -> tuple[Any, Any]:
     """Attends in a zig-zag with contiguous shares."""
     bias = resolved.bias
     if bias is not None and bias.shape[-2] != 1:
         resolved = resolved._replace(bias=ring.to_zigzag(bias, -2))
     query, key, value = (ring.to_zigzag(x, -3) for x in (query, key, value))
-    output, lse = _over_keys(ring, query, key, value, resolved)
+    output, lse = _over_keys(ring, fused, query, key, value, resolved)
     return ring.from_zigzag(output, -3), ring.from_zigzag(lse, -2)
 
 
-def _over_heads(ring: Ring, query: Array, key: Array, value: Array, resolved) -> tuple[Any, Any]:
+def _over_heads(
+    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+) -> tuple[Any, Any]:
     """Attends with some heads to the whole sequence, between two exchanges of all with all."""
     size, num_heads, num_key_heads = ring.size, query.shape[-2], key.shape[-2]
     if num_heads % size:
@@ -316,5 +334,5 @@ def _over_heads(ring: Ring, query: Array, key: Array, value: Array, resolved) ->
     mask = share.of_mask(resolved.mask, num_heads // size)
     resolved = resolved._replace(bias=bias, mask=mask)
     query, key, value = map(to_heads, (query, key, value))
-    output, lse = blockwise_attention(query, key, value, *resolved, spread=share)
+    output, lse = blockwise_attention(query, key, value, *resolved, spread=share, fused=fused)
     return to_rows(output, heads=-2, rows=-3), to_rows(lse, heads=-1, rows=-2)

@@ -1,11 +1,21 @@
 """The two passes of first order as Pallas kernels; what they compute is in ``attn.blockwise``.
 
+Where keys go round a ring of devices, a kernel runs for those at hand, and what it returns is
+merged, or summed, as ``attn.blockwise`` and ``attn.tile_sum`` do.
+
 Pallas takes a third of a second to import: so the modules are imported when one of them is asked.
 """
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
+
+from attn import softmax_state
+from attn.devices import vary, varying
+from attn.plan import group_queries, ungroup_queries
+from attn.spread import shares_of
 
 
 def check(plan: Any, context: Any, inputs: Any, *, interpret: bool = True) -> None:
@@ -20,12 +30,50 @@ def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array
     from attn.kernels.call import taken_apart
     from attn.kernels.forward import forward
 
-    return forward(taken_apart(plan, context, inputs, **platform), context, inputs)
+    call, ring = taken_apart(plan, context, inputs, **platform), plan.keys_ring
+    if ring is None:
+        return forward(call, context, inputs, shares_of(plan.grid, plan.ring))
+    *batch, _, group_size, num_queries = inputs.query.shape
+    queries, width = (*batch, group_size * num_queries), inputs.value.shape[-2]
+    nothing = softmax_state.empty(queries, width, inputs.query.dtype)
+
+    def visit(device, keys, state):
+        there = inputs._replace(key=keys[0], value=keys[1])
+        found = forward(call, context, there, ring.shares(plan.grid, device))
+        found = softmax_state.of_results(*map(group_queries, found))
+        return softmax_state.merge(state, found), ()
+
+    keys = inputs.key, inputs.value
+    state, _ = ring.around(visit, keys, vary(nothing, varying(inputs, context)), ())
+    output, lse = softmax_state.finish(state)
+    return ungroup_queries(output, group_size), ungroup_queries(lse, group_size)
 
 
-def pull(plan: Any, context: Any, inputs: Any, *rest: Array, **platform: Any) -> Any:
+def pull(
+    plan: Any, context: Any, inputs: Any, lse: Array, d_output: Array, d_lse: Array, **platform: Any
+) -> Any:
     """Returns the cotangents of the inputs; see ``attn.kernels.backward``."""
     from attn.kernels.backward import backward
     from attn.kernels.call import taken_apart
 
-    return backward(taken_apart(plan, context, inputs, **platform), context, inputs, *rest)
+    call, ring = taken_apart(plan, context, inputs, **platform), plan.keys_ring
+    given = lse, d_output, d_lse
+    if ring is None:
+        return backward(call, context, inputs, *given, shares_of(plan.grid, plan.ring))
+
+    def visit(device, keys, sums):
+        there = inputs._replace(key=keys[0], value=keys[1])
+        found = backward(call, context, there, *given, ring.shares(plan.grid, device))
+        here = found._replace(key=None, value=None)
+        return jax.tree.map(_added, sums, here), (found.key, found.value)
+
+    keys = inputs.key, inputs.value
+    zeros = vary(jax.tree.map(jnp.zeros_like, inputs), varying(inputs, context))
+    sums = zeros._replace(key=None, value=None)
+    sums, (d_key, d_value) = ring.around(visit, keys, sums, (zeros.key, zeros.value))
+    return sums._replace(key=d_key, value=d_value)
+
+
+def _added(total: Array, x: Array) -> Array:
+    """Returns the sum; of an integer, whose cotangent is nothing, the first."""
+    return total if x.dtype == jax.dtypes.float0 else total + x

@@ -30,6 +30,7 @@ from attn.kernels.grid import Block
 from attn.kernels.pairwise import KEY, NEITHER, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
+from attn.tiles import Share
 
 
 def backward(
@@ -39,8 +40,9 @@ def backward(
     lse: Float[Array, "*B K G T"],
     d_output: Float[Array, "*B K V G T"],
     d_lse: Float[Array, "*B K G T"],
+    shares: tuple[Share, Share],
 ) -> Inputs:
-    """Returns the cotangents of the inputs, arranged as they are.
+    """Returns the cotangents of the inputs, arranged as they are, from the tiles at hand.
 
     Cost: seven matrix products a tile; no memory but that of the results.
 
@@ -51,6 +53,7 @@ def backward(
       lse: what the forward pass returned.
       d_output: the cotangent of the output.
       d_lse: that of the log-sum-exp, less ``d_output . output``.
+      shares: the tiles of queries and of keys at hand.
     """
     plan = call.plan
     query, key, value = calls.arrays_of(call, inputs)
@@ -58,15 +61,15 @@ def backward(
     moving = [n for n, x in enumerate(call.pairs.inputs) if _is_float(x)]
 
     def moved(some):
-        given = calls.of_pairs(call, (context, *some))
+        given = calls.of_pairs(call, (context, *some), shares)
         return [given[n] for n in moving], given
 
     _, pull, given = jax.vjp(moved, operands[1:], has_aux=True)
     cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
     rows = [calls.of_heads(plan, x[..., None, :]) for x in (finite(lse), d_lse)]
     arrays = _Arrays(query, key, value, given, cotangents, *rows)
-    d_query, of_queries = _along_rows(call, context, arrays)
-    d_key, d_value, of_keys = _along_columns(call, context, arrays)
+    d_query, of_queries = _along_rows(call, context, shares, arrays)
+    d_key, d_value, of_keys = _along_columns(call, context, shares, arrays)
     found = of_queries | of_keys
     d_given = [_summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
     ((d_bias, d_scale, d_params),) = pull(d_given)
@@ -154,7 +157,7 @@ def _gradients(call: Call, refs: Sequence[Any], *, is_full: bool) -> _Gradients:
 
 
 def _along_rows(
-    call: Call, context: Context, arrays: _Arrays
+    call: Call, context: Context, shares: tuple[Share, Share], arrays: _Arrays
 ) -> tuple[Float[Array, "*B N H T"], dict[Value, Array]]:
     """Returns the cotangent of the query, and of what the pairs take but from keys."""
     *lanes, num_queries, width = arrays.query.shape
@@ -197,6 +200,7 @@ def _along_rows(
         finish,
         QUERY,
         context,
+        shares,
         (*jax.tree.leaves(arrays), *zeros),
         inputs=[*blocks, *of_cuts],
         outputs=[*of_rows, *of_cuts, *[every] * len(diagonals)],
@@ -209,7 +213,7 @@ def _along_rows(
 
 
 def _along_columns(
-    call: Call, context: Context, arrays: _Arrays
+    call: Call, context: Context, shares: tuple[Share, Share], arrays: _Arrays
 ) -> tuple[Float[Array, "*B K S H"], Float[Array, "*B K S V"], dict[Value, Array]]:
     """Returns the cotangents of key and value, and of what the pairs take from keys."""
     key, value = arrays.key, arrays.value
@@ -241,6 +245,7 @@ def _along_columns(
         finish,
         KEY,
         context,
+        shares,
         jax.tree.leaves(arrays),
         inputs=blocks,
         outputs=[*grid.arrays_blocks(*arrays[:3])[1:], *[of_heads] * len(columns)],

@@ -16,12 +16,15 @@ from attn.devices import example, vary, varying
 from attn.kernels.pairwise import KEY, Split, split
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
-from attn.tiles import Tile, cut
+from attn.spread import shares_of
+from attn.tiles import Share, Tile, cut
 
 LANES = 128
 """Of a register: sides of tiles are multiples."""
 MOST_TILES = 2**17
 """As many as a list of them has room for, where a kernel can read it."""
+MOST_DISTANCES = 2**19
+"""As many sums along diagonals as there is room for in a chip's fast memory."""
 SCORES, MASKED_SCORES, ALLOWED, FACTORS = range(4)
 """The results of a function of pairs."""
 
@@ -58,8 +61,8 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
     """
     grid = plan.grid
     sides = grid.query_side, grid.key_side
-    if plan.ring is not None or plan.heads is not None:
-        raise Refused("it is spread over devices")
+    if plan.heads is not None:
+        raise Refused("its heads are spread over devices")
     if not all(isinstance(n, int) for n in (*plan.batch, *grid.counts)):
         raise Refused("its sizes are symbolic")
     if not interpret:
@@ -67,13 +70,14 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
             raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {LANES}")
         if inputs.query.dtype != jnp.float32:
             raise Refused(f"it is computed in {inputs.query.dtype}")
-        if grid.counts[0] * grid.counts[1] > MOST_TILES:
+        rows, columns = (share.count for share in shares_of(grid, plan.ring))
+        if rows * columns > MOST_TILES:
             raise Refused(f"it has more than {MOST_TILES} tiles")
     is_masked, has_dropout = not (plan.allow is None and grid.is_exact), context.seed is not None
 
-    def of_tile(operands, i, j, scores):
+    def of_tile(operands, i, j, row, scores):
         context, bias, scale, params = operands
-        tile = Tile(i, j, is_full=False, row=i, column=j)
+        tile = Tile(i, j, is_full=False, row=row, column=j)
         if bias is not None:
             bias = cut(grid, bias, axes_of(inputs).bias, tile)
         scores = scores * scale
@@ -88,6 +92,9 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
     shape = (*plan.batch, plan.num_key_heads, plan.num_heads // plan.num_key_heads, *sides)
     scores = example(shape, inputs.query.dtype, varying(context, inputs))
     pairs = split(of_tile, grid.counts, operands_of(context, inputs), scores)
+    distances = pairs.distances.count * sum(sides)
+    if not interpret and distances > MOST_DISTANCES and any(x.is_diagonal for x in pairs.inputs):
+        raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")
     return Call(plan, pairs, inputs.query.dtype, is_masked, has_dropout, interpret)
 
 
@@ -119,8 +126,8 @@ def of_groups(plan: Plan, x: Float[Array, "*B N r c"]) -> Float[Array, "*B K G r
     return jnp.reshape(x, (*plan.batch, *groups, *x.shape[-2:]))
 
 
-def of_pairs(call: Call, operands: tuple[Any, ...]) -> list[Array]:
-    """Returns what the pairs take from outside, in the order of ``Split.inputs``.
+def of_pairs(call: Call, operands: tuple[Any, ...], shares: tuple[Share, Share]) -> list[Array]:
+    """Returns what the pairs at hand take from outside, in the order of ``Split.inputs``.
 
     What is cut along both axes is ``[*B, N, T, S]``, what is of queries ``[*B, N, 1, T]``, of keys
     ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``, of distances ``[*B, N, 1, n (t + s)]`` as
@@ -129,7 +136,7 @@ def of_pairs(call: Call, operands: tuple[Any, ...]) -> list[Array]:
     plan, found = call.plan, []
     for x in call.pairs.inputs:
         if x.is_cut:
-            found.append(_in_lanes(plan, call.pairs.whole(x, operands)))
+            found.append(_in_lanes(plan, call.pairs.whole(x, operands, shares)))
             continue
         if x.is_diagonal:
             parts = call.pairs.diagonals(x, operands)[..., None, ::-1]
@@ -137,7 +144,7 @@ def of_pairs(call: Call, operands: tuple[Any, ...]) -> list[Array]:
             parts = jnp.moveaxis(jax.vmap(functools.partial(_in_lanes, plan))(parts), 0, -2)
             found.append(jnp.reshape(parts, (*parts.shape[:-2], -1)))
             continue
-        parts = call.pairs.along(x, operands)
+        parts = call.pairs.along(x, operands, shares)
         n, *shape = parts.shape
         parts = jnp.reshape(parts, (n, *(1,) * (2 - len(shape)), *shape))
         parts = jax.vmap(functools.partial(_in_lanes, plan))(parts)

@@ -19,17 +19,18 @@ from attn.kernels.grid import Block
 from attn.kernels.pairwise import NEITHER, QUERY
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
+from attn.tiles import Share
 
 
 def forward(
-    call: Call, context: Context, inputs: Inputs
+    call: Call, context: Context, inputs: Inputs, shares: tuple[Share, Share]
 ) -> tuple[Float[Array, "*B K V G T"], Float[Array, "*B K G T"]]:
-    """Returns output and log-sum-exp.
+    """Returns output and log-sum-exp of the queries and keys at hand, which ``shares`` are.
 
     Cost: two matrix products a tile; no memory but that of the results.
     """
     arrays = calls.arrays_of(call, inputs)
-    given = calls.of_pairs(call, calls.operands_of(context, inputs))
+    given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
     side, width = call.plan.grid.query_side, arrays[2].shape[-1]
     *lanes, num_queries, _ = arrays[0].shape
 
@@ -65,6 +66,7 @@ def forward(
         finish,
         QUERY,
         context,
+        shares,
         (*arrays, *given),
         inputs=[*grid.arrays_blocks(*arrays), *grid.pairs_blocks(call, given)],
         outputs=[

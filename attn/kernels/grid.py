@@ -24,10 +24,10 @@ from attn.kernels.call import Call
 from attn.kernels.pairwise import DISTANCE, KEY, NEITHER, QUERY, Value
 from attn.overrides import Opaque
 from attn.plan import Context
-from attn.tiles import EMPTY, FULL, MIXED, agreed
+from attn.tiles import EMPTY, FULL, MIXED, Share, agreed
 
-_KIND, _IS_FIRST, _IS_LAST = 3, 4, 8
-"""Bits of what is known of a step."""
+_KIND, _IS_FIRST, _IS_LAST, _DISTANCE = 3, 4, 8, 4
+"""Bits of what is known of a step, and how many there are below its distance."""
 
 
 class Steps(NamedTuple):
@@ -35,30 +35,38 @@ class Steps(NamedTuple):
 
     count: Int[Array, ""]
     tiles: Int[Array, "n"]
-    """i and j, of 16 bits each."""
+    """Their row and column of those at hand, of 16 bits each."""
     flags: Int[Array, "n"]
-    """The kind, and whether it is the first and the last of its row (or column)."""
+    """The kind, whether it is the first and the last of its row (or column), and which of
+    ``Distances`` it has: in one list, as there is little room for them."""
 
 
-def steps_of(call: Call, context: Context, along: frozenset[str]) -> Steps:
+def steps_of(
+    call: Call, context: Context, along: frozenset[str], shares: tuple[Share, Share]
+) -> Steps:
     """Returns the tiles that are visited: row by row along queries, or column by column."""
     plan = call.plan
-    rows, columns = plan.grid.counts
+    rows, columns = (share[jnp.arange(share.count)] for share in shares)
     if plan.is_full:
-        kinds = jnp.full((rows, columns), FULL)
+        kinds = jnp.full((rows.size, columns.size), FULL)
     else:
-        every = jnp.arange(columns)
-        kinds = lax.map(lambda i: agreed(plan.kinds(context, i, every)), jnp.arange(rows))
+        kinds = lax.map(lambda i: agreed(plan.kinds(context, i, columns)), rows)
     kinds = kinds.astype(jnp.int32)
     outer, inner = (lax.broadcasted_iota(jnp.int32, kinds.shape, axis) for axis in (0, 1))
     places = outer << 16 | inner
+    distances = call.pairs.distances.index(rows[:, None], columns).astype(jnp.int32)
     if along == KEY:
-        kinds, places = kinds.T, places.T
+        kinds, places, distances = kinds.T, places.T, distances.T
     is_visited = kinds != EMPTY
     # What is written at the end of a row is written for an empty one too.
     is_visited = is_visited.at[:, 0].set(is_visited[:, 0] | ~jnp.any(is_visited, axis=1))
     before = jnp.cumsum(is_visited, axis=1)
-    flags = kinds | _IS_FIRST * (before == 1) | _IS_LAST * (before == before[:, -1:])
+    flags = (
+        distances << _DISTANCE
+        | kinds
+        | _IS_FIRST * (before == 1)
+        | _IS_LAST * (before == before[:, -1:])
+    )
     order = jnp.argsort(~jnp.ravel(is_visited), stable=True)
     return Steps(
         count=jnp.sum(is_visited, dtype=jnp.int32),
@@ -84,11 +92,12 @@ class Block(NamedTuple):
         block = [sides.get(x, size) for x, size in zip(self.along, self.shape[-2:], strict=True)]
 
         def index(*step):
-            *ids, tiles, _ = step
-            batch, head, key_head, i, j = _place(call, order, ids, tiles)
+            *ids, tiles, flags = step
+            batch, head, key_head, n = _place(call, order, ids)
+            i, j = tiles[n] >> 16, tiles[n] & 0xFFFF
             places = *batch, key_head if self.is_of_keys else head
             of_lanes = [x if n != 1 else 0 for x, n in zip(places, self.shape, strict=False)]
-            at = {QUERY: i, KEY: j, DISTANCE: call.pairs.distances.index(i, j)}
+            at = {QUERY: i, KEY: j, DISTANCE: flags[n] >> _DISTANCE}
             of_tile = [
                 at[x] if x in at and n != side else 0
                 for x, n, side in zip(self.along, self.shape[-2:], block, strict=True)
@@ -98,8 +107,8 @@ class Block(NamedTuple):
         return pl.BlockSpec((*(None,) * lanes, *block), index)
 
 
-def _place(call: Call, order: frozenset[str], ids: Sequence[Any], tiles: Any) -> tuple[Any, ...]:
-    """Returns leading indices, head, key head, i and j of a step.
+def _place(call: Call, order: frozenset[str], ids: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns leading indices, head, key head and number of a step.
 
     A grid is ``(*B, N, step)`` along rows, and ``(*B, K, step, G)`` along columns: what is summed
     for keys is summed over the heads that share them.
@@ -110,7 +119,7 @@ def _place(call: Call, order: frozenset[str], ids: Sequence[Any], tiles: Any) ->
     else:
         *batch, head, n = ids
         key_head = lax.div(head, jnp.int32(call.group_size))
-    return batch, head, key_head, tiles[n] >> 16, tiles[n] & 0xFFFF
+    return batch, head, key_head, n
 
 
 def arrays_blocks(query: Array, key: Array, value: Array) -> list[Block]:
@@ -142,6 +151,7 @@ def run(
     finish: Callable,
     order: frozenset[str],
     context: Context,
+    shares: tuple[Share, Share],
     operands: Sequence[Array],
     *,
     inputs: Sequence[Block],
@@ -167,6 +177,7 @@ def run(
       finish: writes the results of a row or column.
       order: along rows, ``QUERY``, or columns, ``KEY``.
       context: of the call.
+      shares: the tiles of queries and of keys at hand.
       operands: arrays.
       inputs: how they are cut.
       outputs: how results are; they are of the call's dtype.
@@ -180,13 +191,13 @@ def run(
     outs = [jax.ShapeDtypeStruct(x.shape, call.dtype) for x in outputs]
     if 0 in lanes:
         return [jnp.zeros(x.shape, x.dtype) for x in outs]
-    steps = steps_of(call, context, order)
+    steps = steps_of(call, context, order, shares)
 
     def of_step(tiles, flags, *refs):
+        del tiles
         member = pl.program_id(len(lanes) + 1) if order == KEY else 0
         step = pl.program_id(len(lanes))
         flag = flags[step]
-        distance = call.pairs.distances.index(tiles[step] >> 16, tiles[step] & 0xFFFF)
         ends = len(inputs), len(inputs) + len(outputs)
         read, written, kept = refs[: ends[0]], refs[ends[0] : ends[1]], refs[ends[1] :]
 
@@ -200,7 +211,9 @@ def run(
             for n in totals:
                 written[n][...] = jnp.zeros(written[n].shape, written[n].dtype)
 
-        at_tile = functools.partial(visit, read, written, kept, member=member, distance=distance)
+        at_tile = functools.partial(
+            visit, read, written, kept, member=member, distance=flag >> _DISTANCE
+        )
         pl.when(flag & _KIND == FULL)(functools.partial(at_tile, is_full=True))
         pl.when(flag & _KIND == MIXED)(functools.partial(at_tile, is_full=False))
 

@@ -37,6 +37,7 @@ from attn.closures import CALLS
 from attn.devices import vary, varying
 from attn.indices import along_diagonals
 from attn.overrides import Refused
+from attn.tiles import Share
 
 NEITHER, QUERY, KEY = frozenset(), frozenset(("query",)), frozenset(("key",))
 PAIR = QUERY | KEY
@@ -127,31 +128,40 @@ class Split:
 
     distances: Distances
     given: tuple[Value, ...]
-    """The operands, i and j."""
+    """The operands, i, j, and where row i is at hand."""
     scores: Value
     results: tuple[Value, ...]
     inputs: tuple[Value, ...]
     """What the pairs take from outside."""
 
-    def outer(self, values: Sequence[Value], operands: Any, i: Any, j: Any) -> list[Array]:
+    def outer(
+        self, values: Sequence[Value], operands: Any, i: Any, j: Any, row: Any
+    ) -> list[Array]:
         """Returns these values at a tile, as narrow as they are."""
-        at = (jnp.asarray(x, jnp.int32) for x in (i, j))
+        at = (jnp.asarray(x, jnp.int32) for x in (i, j, row))
         leaves = (jnp.asarray(x) for x in jax.tree.leaves(operands))
         known = dict(zip(self.given, (*leaves, *at), strict=True))
         return [_computed(x, known) for x in values]
 
-    def along(self, value: Value, operands: Any) -> Array:
-        """Returns a value at all tiles that it is different at, on a first axis."""
-        n = 1 if not value.depends else self.distances.counts[value.depends == KEY]
-        at = lambda m: self.outer([value], operands, m, m)[0]  # noqa: E731
-        return jax.vmap(at)(jnp.arange(n, dtype=jnp.int32))
+    def along(self, value: Value, operands: Any, shares: tuple[Share, Share]) -> Array:
+        """Returns a value at all tiles at hand that it is different at, on a first axis."""
+        share = shares[value.depends == KEY] if value.depends else Share(1)
+        rows = jnp.arange(share.count, dtype=jnp.int32)
+        at = lambda tile, row: self.outer([value], operands, tile, tile, row)[0]  # noqa: E731
+        return jax.vmap(at)(jnp.asarray(share[rows], jnp.int32), rows)
 
-    def whole(self, cut: Value, operands: Any) -> Array:
-        """Returns the array ``[..., T, S]`` that is cut along both axes."""
-        parts = self.along(cut.operands[0], operands)
-        axis = parts.ndim - 2 if cut.operands[0].depends == QUERY else parts.ndim - 1
+    def whole(self, cut: Value, operands: Any, shares: tuple[Share, Share]) -> Array:
+        """Returns the array ``[..., T, S]`` that is cut along both axes: what is at hand of it."""
+        (along, *_), (rows, columns) = cut.operands, shares
+        is_of_rows = along.depends == QUERY
+        parts = self.along(along, operands, (rows, Share(self.distances.counts[1])))
+        axis = parts.ndim - 2 if is_of_rows else parts.ndim - 1
         parts = jnp.moveaxis(parts, 0, axis - 1)
-        return jnp.reshape(parts, (*parts.shape[: axis - 1], -1, *parts.shape[axis + 1 :]))
+        parts = jnp.reshape(parts, (*parts.shape[: axis - 1], -1, *parts.shape[axis + 1 :]))
+        if columns.tiles is None:
+            return parts
+        tiles = jnp.reshape(parts, (*parts.shape[:-1], -1, self.distances.sides[1]))
+        return jnp.reshape(jnp.take(tiles, columns.tiles, axis=-2), (*parts.shape[:-1], -1))
 
     def diagonals(self, value: Value, operands: Any) -> Array:
         """Returns what a value repeats along diagonals, at all distances, on a first axis."""
@@ -180,10 +190,11 @@ class Split:
 
 
 def split(function: Callable, counts: tuple[int, int], operands: Any, scores: Any) -> Split:
-    """Takes apart ``function(operands, i, j, scores)``, which returns a list of values of pairs.
+    """Takes apart ``function(operands, i, j, row, scores)``, which returns values of pairs.
 
     Args:
-      function: of whole arrays, of the indices of a tile, and of its scores ``[..., t, s]``.
+      function: of whole arrays, of the indices of a tile, of the place of its row in arrays that
+        hold some rows of tiles, and of its scores ``[..., t, s]``; returns a list.
       counts: how many tiles of queries and of keys there are.
       operands: a pytree of arrays or their types.
       scores: the type of the scores of a tile.
@@ -192,17 +203,20 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
       Refused: if what depends on both indices is not elementwise.
     """
     index = jax.ShapeDtypeStruct((), jnp.int32)
-    closed = jax.make_jaxpr(lambda *x: function(*x))(operands, index, index, scores)
+    closed = jax.make_jaxpr(lambda *x: function(*x))(operands, index, index, index, scores)
 
     def named(x: Any, depends, **more):
         return Value(depends, x.aval.shape, x.aval.dtype, x.aval.shape, **more)
 
-    *leaves, i, j, of_scores = closed.jaxpr.invars
-    given = (*(named(x, NEITHER) for x in leaves), named(i, QUERY), named(j, KEY))
+    *leaves, i, j, row, of_scores = closed.jaxpr.invars
+    given = (
+        *(named(x, NEITHER) for x in leaves),
+        *(named(i, QUERY), named(j, KEY), named(row, QUERY)),
+    )
     of_scores = named(of_scores, PAIR, is_inner=True)
     *lanes, rows, columns = scores.shape
     distances = Distances(counts, (rows, columns))
-    reader = _Reader(given[-2:], distances, most=16 * math.prod(lanes) * max(rows, columns))
+    reader = _Reader(given[-3:], distances, most=16 * math.prod(lanes) * max(rows, columns))
     consts = [reader.constant(x) for x in closed.consts]
     results = reader.values(closed.jaxpr, (*given, of_scores), consts)
     inputs: dict[Value, None] = {}
@@ -228,7 +242,7 @@ class _Reader:
 
     def __init__(self, tile: tuple[Value, ...], distances: Distances, most: int):
         self.tile = tile
-        """i and j."""
+        """i, j and the row."""
         self.distances = distances
         self.most = most
         """How many numbers a value computed outside may be, at a tile."""
@@ -418,7 +432,7 @@ def _applied(x: Value, operands: list[Any]) -> Any:
         operands = [repeated(y, shape) for y in operands]
         found = x.operation.bind(*operands, **x.params)
         return found[x.index] if x.operation.multiple_results else found
-    if x.is_inner or (name in PLACINGS and x.narrow != x.shape):
+    if x.is_inner or (name in PLACINGS and (axes or x.narrow != x.shape)):
         return operands[0]
     if name == "iota":
         return lax.broadcasted_iota(x.dtype, x.narrow, x.params["dimension"])
@@ -444,7 +458,8 @@ def repeated(x: Array, shape: tuple[int, ...]) -> Array:
 
 def _is_along_diagonals(equation: Any) -> bool:
     name = equation.params.get("name")
-    return equation.primitive.name in CALLS and name == along_diagonals.__name__
+    known: Any = along_diagonals
+    return equation.primitive.name in CALLS and name == known.__name__
 
 
 def _firsts(x: Value) -> set[Value]:
@@ -471,7 +486,7 @@ def _check(x: Value, given: tuple[Value, ...], distances: Distances) -> None:
         along, *starts = x.operands
         axis = -1 if along.depends == QUERY else -2
         side, count = distances.sides[axis], distances.counts[axis]
-        at = _at_each(starts[axis], given[-2:], count)
+        at = _at_each(starts[axis], given[-3:], count)
         if at is None:
             raise Refused("it cuts an array at a place that is not known")
         if at != [n * side for n in range(count)] or x.shape[-2:] != distances.sides:

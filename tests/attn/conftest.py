@@ -15,9 +15,12 @@ from attn.tiles import TileSizes, ceil_div
 SMALL_TILES = "blockwise in small tiles"
 SMALL_KERNELS = "fused in small tiles"
 SPREAD = "a ring of two devices, in small tiles"
+SPREAD_KERNELS = "fused on a ring of two devices, in small tiles"
 
 
-def spread_attention(query, key, value, bias, mask, scale, score, dropout_seed, dropout_rate):
+def spread_attention(
+    query, key, value, bias, mask, scale, score, dropout_seed, dropout_rate, *, implementation=None
+):
     """``attn.sharded``, which takes lengths that its devices divide: the rest is padded, masked."""
     if dropout_seed is not None:
         pytest.skip("what is dropped depends on the length: see test_sharded.py")
@@ -43,6 +46,7 @@ def spread_attention(query, key, value, bias, mask, scale, score, dropout_seed, 
         axis_name="sequence",
         mesh=jax.make_mesh((2,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,)),
         placement="exchanged",
+        implementation=implementation,
         scale=scale,
         score=score,
         return_residual=True,
@@ -65,6 +69,8 @@ def pytest_generate_tests(metafunc):
         if module != "test_devices":
             marks = () if module == "test_conformance" else pytest.mark.slow
             names.append(pytest.param(SPREAD, marks=marks))
+        if module in ("test_conformance", "test_features"):
+            names.append(pytest.param(SPREAD_KERNELS, marks=pytest.mark.slow))
         metafunc.parametrize("implementation", names, indirect=True)
 
 
@@ -75,7 +81,11 @@ def implementation(request, monkeypatch):
         fused, sides = request.param == SMALL_KERNELS, TileSizes(query=4, key=5)
         tiled = functools.partial(blockwise_attention, sides=sides, fused=fused)
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, tiled)
-    if request.param == SPREAD:
-        monkeypatch.setitem(IMPLEMENTATIONS, request.param, spread_attention)
-        monkeypatch.setattr("attn.plan.tile_sizes", lambda *_: TileSizes(query=4, key=5))
+    if request.param in (SPREAD, SPREAD_KERNELS):
+        named = "fused" if request.param == SPREAD_KERNELS else None
+        spread = functools.partial(spread_attention, implementation=named)
+        monkeypatch.setitem(IMPLEMENTATIONS, request.param, spread)
+        sides = TileSizes(query=4, key=5)
+        monkeypatch.setattr("attn.plan.tile_sizes", lambda *_: sides)
+        monkeypatch.setattr("attn.plan.OF_KERNELS", sides)
     return request.param

@@ -151,6 +151,19 @@ def test_shares_add_up_to_the_whole(name, method, placement):
     assert_close(found, expected(name, "none"), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("method", "placement"), [("ring", "zigzag"), ("gather", "contiguous")])
+@pytest.mark.parametrize(("name", "bias"), [*((name, "none") for name in OPTIONS), ("near", "all")])
+def test_kernels_add_up_to_the_whole(name, bias, method, placement, monkeypatch):
+    # They take a part of an array of pairs where tiles fill the blocks.
+    sides = TileSizes(query=5, key=5) if name == "dense" else TileSizes(query=4, key=3)
+    monkeypatch.setattr("attn.plan.OF_KERNELS", sides)
+    attend = spread(4, method, placement, implementation="fused", **OPTIONS[name])
+    found = jit(functools.partial(laws, attend))((*ARRAYS.values(), BIASES[bias]))
+    assert_close(found, expected(name, bias), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("bias", "method", "placement"), calls(list(BIASES)[1:]))
 def test_a_bias_is_the_rows_of_a_device(bias, method, placement):

@@ -21,17 +21,20 @@ ids = jax.ShapeDtypeStruct((1, 16384), jnp.int32)
 def loss(query, key, value, ids):
     output = attn.sharded.dot_product_attention(
         query, key, value, axis_name="sequence", mesh=mesh, method=sys.argv[2],
-        placement=sys.argv[3], is_causal=True, mask=masks.Segments(ids),
+        placement=sys.argv[3], implementation=sys.argv[4], is_causal=True, mask=masks.Segments(ids),
     )
     return jnp.sum(output.astype(jnp.float32))
 
-compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids).compile()
+lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids)
+print("kernels", lowered.as_text().count("tpu_custom_call"), sep=";")
+compiled = lowered.compile()
 print("bytes", compiled.memory_analysis().temp_size_in_bytes, sep=";")
 SIGNS = {"collective-permute-start": "<", "collective-permute-done": ">"}
 for computation in compiled.as_text().split("\\n}\\n"):
-    operation = r" (collective-permute-start|collective-permute-done|while|fusion)\\("
+    work = "while|fusion|custom-call"
+    operation = rf" (collective-permute-start|collective-permute-done|{work})\\("
     found = re.findall(operation, computation)
-    if "while" in found and "ENTRY" not in computation:
+    if {"while", "custom-call"} & {*found} and "ENTRY" not in computation:
         print("loop", "".join(SIGNS.get(x, "w") for x in found), sep=";")
 """
 
@@ -39,15 +42,19 @@ for computation in compiled.as_text().split("\\n}\\n"):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("chip", "method", "placement"),
-    [("v5e", method, "contiguous") for method in ("ring", "gather", "all_to_all")]
-    + [(chip, "ring", "exchanged") for chip in ("v5e", "v5p", "v6e")],
+    ("chip", "method", "placement", "implementation"),
+    [("v5e", method, "contiguous", "blockwise") for method in ("ring", "gather", "all_to_all")]
+    + [(chip, "ring", "exchanged", "blockwise") for chip in ("v5e", "v5p", "v6e")]
+    + [(chip, "ring", "exchanged", "fused") for chip in ("v5e", "v5p", "v6e")]
+    + [("v5e", "gather", "contiguous", "fused")],
 )
-def test_the_compiler_for_tpu_takes_it(chip, method, placement):
+def test_the_compiler_for_tpu_takes_it(chip, method, placement, implementation):
     """No map of all pairs; keys, and what is summed for them, travel while devices compute."""
-    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement)
+    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement, implementation)
     ((_, size),) = (x for x in found if x[0] == "bytes")
     assert int(size) < 4 * 16384**2
+    ((_, kernels),) = (x for x in found if x[0] == "kernels")
+    assert int(kernels) == (3 if implementation == "fused" else 0)
     loops = [order for name, order in found if name == "loop" and "<" in order]
     assert sorted(x.count("<") for x in loops) == ([2, 4] if method == "ring" else [])
     assert not any("<>" in x or x.endswith("<") for x in loops)

@@ -8,9 +8,11 @@ import pytest
 from attn.indices import along_diagonals
 from attn.kernels.pairwise import KEY, NEITHER, QUERY, split
 from attn.overrides import Refused
+from attn.tiles import Share
 
 B, N, T, S, t, s = 2, 3, 12, 20, 4, 5
 COUNTS = T // t, S // s
+SHARES = tuple(map(Share, COUNTS))
 RNG = np.random.default_rng(0)
 OPERANDS = {
     "ids": RNG.integers(0, 9, (B, S)),
@@ -83,18 +85,19 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_it_is_the_same_at_every_tile(name):
-    def function(*x):
-        return [FUNCTIONS[name](*x)]
+    def function(x, i, j, row, p):
+        del row
+        return [FUNCTIONS[name](x, i, j, p)]
 
     taken = split(function, COUNTS, OPERANDS, SCORES)
-    whole = {x: taken.whole(x, OPERANDS) for x in taken.inputs if x.is_cut}
+    whole = {x: taken.whole(x, OPERANDS, SHARES) for x in taken.inputs if x.is_cut}
     diagonals = {x: taken.diagonals(x, OPERANDS) for x in taken.inputs if x.is_diagonal}
     for i in range(COUNTS[0]):
         for j in range(COUNTS[1]):
             scores = RNG.normal(size=SCORES.shape).astype(np.float32)
-            (expected,) = function(OPERANDS, i, j, scores)
+            (expected,) = function(OPERANDS, i, j, i, scores)
             rest = [x for x in taken.inputs if not (x.is_cut or x.is_diagonal)]
-            given = dict(zip(rest, taken.outer(rest, OPERANDS, i, j), strict=True))
+            given = dict(zip(rest, taken.outer(rest, OPERANDS, i, j, i), strict=True))
             for x, array in whole.items():
                 given[x] = array[..., i * t : (i + 1) * t, j * s : (j + 1) * s]
             for x, array in diagonals.items():
@@ -116,7 +119,7 @@ def cell(x, b, n):
 
 def test_nothing_of_pairs_is_computed_outside():
     function = FUNCTIONS["ids"]
-    taken = split(lambda *x: [function(*x)], COUNTS, OPERANDS, SCORES)
+    taken = split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)
     assert {(x.depends, x.narrow) for x in taken.inputs} == {
         (QUERY, (B, 1, t, 1)),
         (KEY, (B, 1, 1, s)),
@@ -124,7 +127,8 @@ def test_nothing_of_pairs_is_computed_outside():
 
 
 def test_the_same_value_is_taken_once():
-    def function(x, i, j, p):
+    def function(x, i, j, row, p):
+        del row
         queries, keys = places(i, j)
         return [p + (queries - keys), p * (places(i, j)[0] - keys), p + x["slopes"][:, None, None]]
 
@@ -172,4 +176,4 @@ REFUSED = {
 def test_what_is_not_of_one_pair_is_refused(name):
     function, reason = REFUSED[name]
     with pytest.raises(Refused, match=reason):
-        split(lambda *x: [function(*x)], COUNTS, OPERANDS, SCORES)
+        split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)

@@ -72,6 +72,27 @@ def test_a_bias_by_distance_runs_in_them_in_a_shard_map_too():
     assert kernels_in(spread, x, x, x) == 3
 
 
+def test_a_ring_of_devices_runs_them_where_xla_has_nothing_to_divide():
+    x = jax.ShapeDtypeStruct((1, 2048, 4, 64), "bfloat16")
+
+    def kernels(sizes, **options):
+        names = ("data", "sequence")[-len(sizes) :]
+        mesh = jax.make_mesh(sizes, names, (AxisType.Auto,) * len(sizes))
+
+        def loss(*x):
+            spread = {"axis_name": "sequence", "mesh": mesh, "placement": "exchanged"}
+            return jnp.sum(attn.sharded.dot_product_attention(*x, **spread, **options))
+
+        return kernels_in(jax.grad(loss, (0, 1, 2)), x, x, x)
+
+    assert kernels((4,), is_causal=True) == kernels((1, 4), is_causal=True) == 3
+    assert kernels((2, 4), is_causal=True) == kernels((4,), implementation="blockwise") == 0
+    with pytest.raises(ValueError, match="XLA divides it over devices"):
+        kernels((2, 4), implementation="fused")
+    with pytest.raises(ValueError, match="heads are spread over devices"):
+        kernels((4,), method="all_to_all", implementation="fused")
+
+
 def test_forward_mode_and_second_order_need_none():
     assert kernels_in(lambda *x: jax.jvp(total, x, x), X, X, X) == 1, "the value"
 
