@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from experiments.compile import CHIPS, compile_steps, devices_of, shown
-from experiments.config import MeshConfig
+from experiments.mesh import MeshConfig
 from experiments.run import parse
 
 SHAPES = {

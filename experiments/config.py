@@ -2,7 +2,8 @@
 
 A file in ``configs/`` returns a ``Config``; the command line may replace any field of it
 (``--model.num-heads 8``). A task's own settings are the fields of its class in
-``experiments/tasks/``, where they stand beside its definition.
+``experiments/tasks/``, where they stand beside its definition; where a run is computed is set in
+``experiments.mesh`` and ``experiments.processes``.
 
 The models that a run compares are named by what sets them apart: a mixer, and the fields of
 ``ModelConfig`` in which it differs from ``Config.model``, as in ``attention,position=rotary`` or
@@ -14,7 +15,10 @@ import math
 import pathlib
 from typing import Any, Literal, Union, get_args
 
+from experiments.checks import check
+from experiments.mesh import MeshConfig
 from experiments.models import MIXERS, POSITIONS
+from experiments.processes import ProcessesConfig
 from experiments.tasks import TASKS, Induction
 
 AnyTask = Union[tuple(TASKS.values())]  # noqa: UP007 - built from the registry
@@ -51,22 +55,20 @@ class ModelConfig:
     """Of what a layer passes on and multiplies; parameters, losses and long sums are float32."""
 
     def __post_init__(self):
-        _check(self, "width num_layers num_heads window", lambda x: x >= 1, "1 or more")
-        _check(self, "short_convolution mlp_ratio", lambda x: x >= 0, "0 or more")
-        _check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
-        _check(self, "mixer", lambda x: x in MIXERS, f"one of {', '.join(MIXERS)}")
-        _check(self, "position", lambda x: x in POSITIONS, f"one of {', '.join(POSITIONS)}")
-        _check(
-            self, "dtype", lambda x: x in get_args(DType), f"one of {', '.join(get_args(DType))}"
-        )
+        check(self, "width num_layers num_heads window", lambda x: x >= 1, "1 or more")
+        check(self, "short_convolution mlp_ratio", lambda x: x >= 0, "0 or more")
+        check(self, "width", lambda x: x % self.num_heads == 0, "a multiple of num_heads")
+        check(self, "mixer", lambda x: x in MIXERS, f"one of {', '.join(MIXERS)}")
+        check(self, "position", lambda x: x in POSITIONS, f"one of {', '.join(POSITIONS)}")
+        check(self, "dtype", lambda x: x in get_args(DType), f"one of {', '.join(get_args(DType))}")
         position = POSITIONS[self.position]
         if position.needs_scores:
             takers = [name for name, mixer in MIXERS.items() if mixer.takes_scores]
             expected = f"one of {', '.join(takers)} for the position code {self.position!r}"
-            _check(self, "mixer", lambda x: x in takers, expected)
+            check(self, "mixer", lambda x: x in takers, expected)
         divisor = position.divisor(self.num_heads)
         multiple = f"a multiple of {divisor} for the position code {self.position!r}"
-        _check(self, "width", lambda x: x % divisor == 0, multiple)
+        check(self, "width", lambda x: x % divisor == 0, multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +86,9 @@ class OptimizerConfig:
     """Gradients of greater global norm are scaled down to this one."""
 
     def __post_init__(self):
-        _check(self, "clip_norm", lambda x: x > 0, "above 0")
-        _check(self, "decay_share", lambda x: 0 <= x <= 1, "in [0, 1]")
-        _check(self, "warmup_steps weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
+        check(self, "clip_norm", lambda x: x > 0, "above 0")
+        check(self, "decay_share", lambda x: 0 <= x <= 1, "in [0, 1]")
+        check(self, "warmup_steps weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +103,8 @@ class SweepConfig:
     """Fresh runs at the chosen rate: what is reported."""
 
     def __post_init__(self):
-        _check(self, "tuning_seeds seeds", lambda x: x >= 1, "1 or more")
-        _check(
+        check(self, "tuning_seeds seeds", lambda x: x >= 1, "1 or more")
+        check(
             self,
             "learning_rates",
             lambda rates: (
@@ -131,10 +133,10 @@ class TrainConfig:
 
     def __post_init__(self):
         fields = "steps batch_size steps_per_dispatch checkpoint_every"
-        _check(self, fields, lambda x: x >= 1, "1 or more")
+        check(self, fields, lambda x: x >= 1, "1 or more")
         divides = "a multiple of steps_per_dispatch"
-        _check(self, "steps checkpoint_every", lambda x: x % self.steps_per_dispatch == 0, divides)
-        _check(self, "stop_accuracy", lambda x: x is None or 0 < x <= 1, "in (0, 1], or None")
+        check(self, "steps checkpoint_every", lambda x: x % self.steps_per_dispatch == 0, divides)
+        check(self, "stop_accuracy", lambda x: x is None or 0 < x <= 1, "in (0, 1], or None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,61 +160,11 @@ class EvaluateConfig:
     """Row lengths at which time and memory of a training step are measured; empty for none."""
 
     def __post_init__(self):
-        _check(self, "num_answers batch_size", lambda x: x >= 1, "1 or more")
-        _check(self, "num_probe_rows", lambda x: x >= 0, "0 or more")
-        _check(self, "success_accuracy", lambda x: 0 < x <= 1, "in (0, 1]")
+        check(self, "num_answers batch_size", lambda x: x >= 1, "1 or more")
+        check(self, "num_probe_rows", lambda x: x >= 0, "0 or more")
+        check(self, "success_accuracy", lambda x: 0 < x <= 1, "in (0, 1]")
         in_range = "lengths of 1 or more"
-        _check(self, "lengths cost_lengths", lambda x: all(n >= 1 for n in x), in_range)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Over how many devices one run is spread; further devices train further runs."""
-
-    data: int = 1
-    """Parts that the rows of a batch are cut into."""
-    sequence: int = 1
-    """Parts that the tokens of a row are cut into."""
-    model: int = 1
-    """Parts that heads, hidden units and the vocabulary are cut into."""
-
-    def __post_init__(self):
-        _check(self, "data sequence model", lambda x: x >= 1, "1 or more")
-
-    @property
-    def size(self) -> int:
-        """Devices of one run."""
-        return self.data * self.sequence * self.model
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessesConfig:
-    """The processes that run together, by JAX's own runtime; one alone unless told otherwise."""
-
-    detect: bool = False
-    """Whether TPU, Slurm or Open MPI tell how many there are and which this is."""
-    coordinator: str | None = None
-    """HOST:PORT at which process 0 listens, where nothing is detected."""
-    count: int = 1
-    """How many there are."""
-    index: int = 0
-    """Which this is."""
-
-    def __post_init__(self):
-        _check(self, "count", lambda x: x >= 1, "1 or more")
-        _check(self, "index", lambda x: 0 <= x < self.count, f"in [0, {self.count})")
-        if (self.coordinator is None) != (self.count == 1):
-            raise ValueError(
-                f"processes.coordinator is {self.coordinator!r} and processes.count is "
-                f"{self.count}; expected both for several processes, neither for one"
-            )
-        if self.detect and self.coordinator is not None:
-            raise ValueError("processes.detect is set; expected no processes.coordinator then")
-
-    @property
-    def are_several(self) -> bool:
-        """Whether JAX's distributed runtime is asked for."""
-        return self.detect or self.coordinator is not None
+        check(self, "lengths cost_lengths", lambda x: all(n >= 1 for n in x), in_range)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,10 +196,10 @@ class Config:
     """By which processes; no part of what is computed."""
 
     def __post_init__(self):
-        _check(self, "models", _are_distinct, "one or more, each once")
+        check(self, "models", _are_distinct, "one or more, each once")
         seeds = max(self.sweep.seeds, self.sweep.tuning_seeds)
         end = MAX_SEED - seeds - 1  # the last seeds of all are those of the rows that are asked
-        _check(self, "seed", lambda x: 0 <= x < end, f"in [0, {end})")
+        check(self, "seed", lambda x: 0 <= x < end, f"in [0, {end})")
         models = [self.model_of(name) for name in self.models]
         for length in self.evaluation_lengths + self.evaluate.cost_lengths:
             self.task.with_length(length)
@@ -348,7 +300,7 @@ class Suite:
         def have_names(members: tuple[str, ...]) -> bool:
             return _are_distinct(tuple(pathlib.PurePath(member).stem for member in members))
 
-        _check(self, "members", have_names, "one or more, no two of one name")
+        check(self, "members", have_names, "one or more, no two of one name")
 
 
 def quick(config: Config) -> Config:
@@ -421,10 +373,3 @@ def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
 
 def _are_distinct(names: tuple[str, ...]) -> bool:
     return len(names) > 0 and len(set(names)) == len(names)
-
-
-def _check(config: Any, names: str, accept: Any, expected: str) -> None:
-    for name in names.split():
-        value = getattr(config, name)
-        if not accept(value):
-            raise ValueError(f"{name} is {value!r}; expected {expected}")

@@ -10,15 +10,15 @@ where its rows and its parameters are, and XLA divides the work and sends what h
 mesh is no part of what is computed: a run goes on, to rounding the same, on any other.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-if TYPE_CHECKING:
-    from experiments.config import MeshConfig
+from experiments.checks import check
 
 AXES = ("run", "data", "sequence", "model")
 
@@ -35,7 +35,27 @@ OF_PARAMETERS = {
 """How the parameters of a module, layers of one name alike, are cut; those of others are not."""
 
 
-def build_mesh(shape: "MeshConfig", most_groups: int, devices: Sequence[Any] | None = None) -> Mesh:
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Over how many devices one run is spread; further devices train further runs."""
+
+    data: int = 1
+    """Parts that the rows of a batch are cut into."""
+    sequence: int = 1
+    """Parts that the tokens of a row are cut into."""
+    model: int = 1
+    """Parts that heads, hidden units and the vocabulary are cut into."""
+
+    def __post_init__(self):
+        check(self, "data sequence model", lambda x: x >= 1, "1 or more")
+
+    @property
+    def size(self) -> int:
+        """Devices of one run."""
+        return self.data * self.sequence * self.model
+
+
+def build_mesh(shape: MeshConfig, most_groups: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh with the axes ``AXES``: groups of ``shape.size`` devices, one group a run.
 
     There are as many groups as the devices make, at most ``most_groups``; among several processes

@@ -21,9 +21,10 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.config import Config, ProcessesConfig, Suite, quick
+from experiments.config import Config, Suite, quick
 from experiments.console import announce, budget, progress
 from experiments.evaluate import Questions
+from experiments.processes import join
 from experiments.records import Busy, RunFolder, SuiteFolder, environment
 from experiments.runs import places_for
 from experiments.sweep import Diverged, sweep
@@ -32,8 +33,6 @@ from experiments.tasks import Split
 USAGE = "usage: python -m experiments.run CONFIG.py [--FIELD VALUE ...] [--help]"
 RUNS = pathlib.Path("runs")
 """Where run folders are made, under the current directory."""
-PATIENCE = 20
-"""Seconds without a sign of life after which a process counts as lost."""
 
 
 def main(arguments: list[str]) -> int:
@@ -80,31 +79,6 @@ def prepare_jax() -> None:
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str((RUNS / ".compiled").resolve()))
-
-
-def join(processes: ProcessesConfig) -> None:
-    """Joins the other processes, if there are any, before the first use of a device.
-
-    Raises:
-      RuntimeError: if the others do not come.
-      ValueError: if nothing is detected that tells of them.
-    """
-    if not processes.are_several:
-        return
-    known = {
-        "coordinator_address": processes.coordinator,
-        "num_processes": processes.count,
-        "process_id": processes.index,
-    }
-    if not processes.detect:
-        return jax.distributed.initialize(**known, heartbeat_timeout_seconds=PATIENCE)
-    try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=PATIENCE)
-    except ValueError as error:
-        raise ValueError(
-            "processes.detect found nothing; expected the environment of a TPU slice, of a Slurm "
-            f"job or of an Open MPI one (JAX says: {error})"
-        ) from None
 
 
 @contextlib.contextmanager

@@ -7,17 +7,14 @@ stopped costs nothing; elsewhere all at once are one vmapped computation.
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.mesh import build_mesh
-
-if TYPE_CHECKING:
-    from experiments.config import MeshConfig
+from experiments.mesh import MeshConfig, build_mesh
 
 
 class Run(NamedTuple):
@@ -55,7 +52,7 @@ class Places(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec("run"))
 
 
-def places_for(shape: "MeshConfig", *counts: int, devices: Sequence[Any] | None = None) -> Places:
+def places_for(shape: MeshConfig, *counts: int, devices: Sequence[Any] | None = None) -> Places:
     """Returns places that hold each of these numbers of runs, and as few more as can be.
 
     Args:

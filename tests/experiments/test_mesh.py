@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config import Config, MeshConfig, ModelConfig, TrainConfig
+from experiments.config import Config, ModelConfig, TrainConfig
+from experiments.mesh import MeshConfig
 from experiments.records import StageRecord
 from experiments.runs import Run, fetch, places_for, stack_runs
 from experiments.tasks import Recall

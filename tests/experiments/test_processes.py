@@ -13,8 +13,8 @@ import time
 import pytest
 
 import experiments.run
-from experiments.config import Config, ProcessesConfig
-from experiments.run import join
+from experiments.config import Config
+from experiments.processes import ProcessesConfig, join
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 CONFIG = """

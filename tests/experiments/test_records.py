@@ -10,8 +10,8 @@ import pytest
 
 import experiments.records
 import experiments.tasks.corpus
-from experiments.config import Config, MeshConfig, ModelConfig, SweepConfig, to_dict
-from experiments.mesh import of_states
+from experiments.config import Config, ModelConfig, SweepConfig, to_dict
+from experiments.mesh import MeshConfig, of_states
 from experiments.records import (
     ModelRecord,
     RunFolder,

@@ -10,12 +10,12 @@ import pytest
 
 from experiments.config import (
     Config,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     SweepConfig,
     TrainConfig,
 )
+from experiments.mesh import MeshConfig
 from experiments.runs import Run, Status, each_run, places_for, stack_runs
 from experiments.tasks import Adding, Induction, Recall, StringCopy
 from experiments.train import build_program, initial_state, learning_rate_schedule, train
