@@ -42,19 +42,19 @@ for computation in compiled.as_text().split("\\n}\\n"):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("chip", "method", "placement", "implementation"),
+    ("chip", "method", "placement", "named"),
     [("v5e", method, "contiguous", "blockwise") for method in ("ring", "gather", "all_to_all")]
     + [(chip, "ring", "exchanged", "blockwise") for chip in ("v5e", "v5p", "v6e")]
     + [(chip, "ring", "exchanged", "fused") for chip in ("v5e", "v5p", "v6e")]
     + [("v5e", "gather", "contiguous", "fused")],
 )
-def test_the_compiler_for_tpu_takes_it(chip, method, placement, implementation):
+def test_the_compiler_for_tpu_takes_it(chip, method, placement, named):
     """No map of all pairs; keys, and what is summed for them, travel while devices compute."""
-    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement, implementation)
+    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement, named)
     ((_, size),) = (x for x in found if x[0] == "bytes")
     assert int(size) < 4 * 16384**2
     ((_, kernels),) = (x for x in found if x[0] == "kernels")
-    assert int(kernels) == (3 if implementation == "fused" else 0)
+    assert int(kernels) == (3 if named == "fused" else 0)
     loops = [order for name, order in found if name == "loop" and "<" in order]
     assert sorted(x.count("<") for x in loops) == ([2, 4] if method == "ring" else [])
     assert not any("<>" in x or x.endswith("<") for x in loops)
