@@ -1,6 +1,10 @@
 """Multi-query associative recall: every mixer, and some of them without the short convolution.
 
 Command   python -m experiments.run configs/small/recall.py
+Minutes   36, on two shared cores that had other work too
+Expected  at 99 % of seeds 100 to 109 (results/suite_small): attention, delta rule and SSD 10 of 10,
+          all others 0. Median accuracy: window 0.26, GRU and LSTM 1/8, any value of the row, long
+          convolution 0.12.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

@@ -1,6 +1,9 @@
 """Recall from 256 tokens: sixteen pairs of a vocabulary of 512.
 
 Command   python -m experiments.run configs/small/recall_long.py
+Minutes   34, on two shared cores that had other work too
+Expected  at 99 % of seeds 100 to 104 (results/suite_small): delta rule 5 of 5, attention 3 (the
+          others 0.50 and 0.05), all others 0, but SSD 0.989 by one seed.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

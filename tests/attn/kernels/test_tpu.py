@@ -244,7 +244,7 @@ def test_the_compiler_takes_them(chip, names):
     found = lines_of(PROGRAM, TOPOLOGIES[chip], *names)
     assert len(found) == 2 * len(names)
     for name, _, size in found:
-        if name not in ("bias", "dense", "long"):
+        if name not in ("bias", "dense") and "long" not in name:
             assert int(size) < 2 * 4 * 1024**2 * 4, f"{name}: no map of all pairs"
-        if name == "long":
+        if "long" in name:
             assert int(size) < 2**31
