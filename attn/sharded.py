@@ -11,7 +11,8 @@ those of its tokens, wherever these are.
     all_to_all    everything, once, and back         a share           n divides N; K a multiple
                                                                        of n, or n one of K
 
-``ring`` sends the next keys while it computes with these (Liu et al., arXiv 2310.01889).
+``ring`` sends the next keys while it computes with these (Liu et al., arXiv 2310.01889), as far as
+XLA schedules it so: it does around loops over tiles, and around kernels on some TPUs.
 ``gather`` suits few key heads. ``all_to_all`` spreads the heads for as long as the call takes
 (Jacobs et al., arXiv 2309.14509): a mask's or score's function then sees N / n of them, and
 ``at.head`` says which. All leave out the tiles that a mask finds empty, so under a
