@@ -108,9 +108,9 @@ class RepeatedText:
         """
         text, n = np.asarray(data), self.num_characters
         windows = text[: text.size // n * n].reshape(-1, n)
-        counts = np.zeros((len(windows), self.vocab_size), np.int64)
-        np.add.at(counts, (np.arange(len(windows))[:, None], windows), 1)
-        shares = counts / n
+        size, rows = self.vocab_size, np.arange(len(windows))[:, None]
+        counts = np.bincount((rows * size + windows).ravel(), minlength=len(windows) * size)
+        shares = counts.reshape(-1, size) / n
         surprise = -shares * np.log2(np.where(shares > 0, shares, 1))
         return {
             "chance": Floor.of_counts(np.bincount(text)),
