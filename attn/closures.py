@@ -150,6 +150,7 @@ def _evaluate(
             operands = [read(x) for x in equation.invars]
             of = max((x.of for x in operands), default=_Of.NUMBERS)
             called = equation.params.get("jaxpr")
+            # Others are done at one of the stages: they stay what they are, with their name.
             is_mixed = len({x.of for x in operands} - {_Of.NUMBERS}) > 1
             if is_mixed and equation.primitive.name in CALLS and isinstance(called, ClosedJaxpr):
                 inner = [_Value(_Of.NUMBERS, x) for x in called.consts]

@@ -82,6 +82,8 @@ def along_diagonals(x: Float[Array, "*N d"], num_queries: int) -> Float[Array, "
     Compared with a gather of t x s elements this is dense in both directions: its transposition
     is a sum, not a scatter.
 
+    Cost: O(t s) time and memory a head.
+
     Args:
       x: of each distance of key and query of a tile, from the least, so d = t + s - 1.
       num_queries: t.

@@ -184,7 +184,7 @@ def _along_rows(
         for x, of in zip(outputs[len(of_rows) : first], cuts, strict=True):
             x[...] = found.d_given[of].astype(call.dtype).T
         for x, of in zip(outputs[first:], diagonals, strict=True):
-            x[pl.ds(distance, 1), :] += tiles.gathered(found.d_given[of].astype(call.dtype))
+            x[pl.ds(distance, 1), :] += tiles.onto_diagonals(found.d_given[of].astype(call.dtype))
 
     def finish(outputs, sums, *, member):
         del member

@@ -131,7 +131,7 @@ def of_pairs(call: Call, operands: tuple[Any, ...], shares: tuple[Share, Share])
 
     What is cut along both axes is ``[*B, N, T, S]``, what is of queries ``[*B, N, 1, T]``, of keys
     ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``, of distances ``[*B, N, 1, n (t + s)]`` as
-    ``attn.kernels.tile.spread`` takes it; *B and N are 1 where it is the same for all.
+    ``attn.kernels.tile.from_diagonals`` takes it; *B and N are 1 where it is the same for all.
     """
     plan, found = call.plan, []
     for x in call.pairs.inputs:

@@ -36,6 +36,7 @@ from jaxtyping import Array
 from attn.closures import CALLS
 from attn.devices import vary, varying
 from attn.indices import along_diagonals
+from attn.kernels.distances import Distances
 from attn.overrides import Refused
 from attn.tiles import Share
 
@@ -90,39 +91,6 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Distances:
-    """How far apart tiles are: the first key of tile j less the first query of tile i.
-
-    For all i and j it is one of ``count`` numbers, ``step`` apart from each other.
-    """
-
-    counts: tuple[int, int]
-    """Tiles of queries and of keys."""
-    sides: tuple[int, int]
-    """Of a tile."""
-
-    @property
-    def step(self) -> int:
-        """The greatest number that divides all."""
-        return math.gcd(*self.sides)
-
-    @property
-    def least(self) -> int:
-        """That of the last tile of queries and the first of keys."""
-        return -(self.counts[0] - 1) * self.sides[0]
-
-    @property
-    def count(self) -> int:
-        """How many there are, from the least to the greatest."""
-        return ((self.counts[1] - 1) * self.sides[1] - self.least) // self.step + 1
-
-    def index(self, i: Any, j: Any) -> Any:
-        """Returns which of them is that of a tile."""
-        of_query, of_key = (side // self.step for side in self.sides)
-        return j * of_key - i * of_query - self.least // self.step
-
-
-@dataclasses.dataclass(frozen=True)
 class Split:
     """A function of tiles, taken apart."""
 
@@ -171,9 +139,7 @@ class Split:
         def at(n):
             known = dict(zip(self.given, leaves, strict=False))
             for x in _firsts(along):
-                known[x] = jnp.asarray(x.nearest, x.dtype) + (n * self.distances.step).astype(
-                    x.dtype
-                )
+                known[x] = (x.nearest + n * self.distances.step).astype(x.dtype)
             return jnp.broadcast_to(_computed(along, known), along.shape)
 
         return jax.vmap(at)(jnp.arange(self.distances.count, dtype=jnp.int32))
@@ -471,8 +437,9 @@ def _firsts(x: Value) -> set[Value]:
 
 def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> list[int] | None:
     """Returns a number that is of queries or of keys at each tile; None if it is not known."""
+    nowhere = jax.sharding.AbstractMesh((), ())  # Numbers are computed here, wherever this runs.
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.sharding.use_abstract_mesh(nowhere), jax.ensure_compile_time_eval():
             given = (dict.fromkeys(tile, jnp.int32(n)) for n in range(count))
             return [int(_computed(x, known, is_placed=False)) for known in given]
     except (jax.errors.ConcretizationTypeError, AssertionError):

@@ -16,7 +16,7 @@ from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
 from attn.kernels.pairwise import KEY, Value, repeated
 
 ROWS_AT_ONCE = 32
-"""That ``gathered`` adds up, before it turns them against each other."""
+"""That ``onto_diagonals`` adds up, before it turns them against each other."""
 
 
 class Tile(NamedTuple):
@@ -41,7 +41,7 @@ def read(call: Call, refs: Sequence[Any]) -> Tile:
     for x, ref in zip(call.pairs.inputs, inputs, strict=True):
         part = ref[...].T if x.is_cut or x.depends == KEY else ref[...]
         if x.is_diagonal:
-            part = spread(part, key.shape[0], query.shape[0])
+            part = from_diagonals(part, key.shape[0], query.shape[0])
         given[x] = part != 0 if x.dtype == bool else part
     return Tile(query[...], key[...], value[...], given)
 
@@ -82,7 +82,7 @@ def of_those_asked(
     return jnp.where(jnp.broadcast_to(is_asked, x.shape) != 0, x, jnp.zeros_like(x))
 
 
-def spread(x: Float[Array, "1 d"], num_keys: int, num_queries: int) -> Float[Array, "s t"]:
+def from_diagonals(x: Float[Array, "1 d"], num_keys: int, num_queries: int) -> Float[Array, "s t"]:
     """Returns ``y[b, a] = x[s - 1 - b + a]``, d = t + s: the last is of no pair.
 
     Each row of keys is turned by one more than the row before.
@@ -92,8 +92,8 @@ def spread(x: Float[Array, "1 d"], num_keys: int, num_queries: int) -> Float[Arr
     return turned[:, :num_queries]
 
 
-def gathered(y: Float[Array, "s t"]) -> Float[Array, "1 d"]:
-    """Returns the sums along diagonals: the transpose of ``spread``.
+def onto_diagonals(y: Float[Array, "s t"]) -> Float[Array, "1 d"]:
+    """Returns the sums along diagonals: the transpose of ``from_diagonals``.
 
     Row b is to be turned by s - 1 - b. Hardware turns rows by more and more, not by less and less:
     so some rows at once by what they have in common, and their sum by the bits of the rest.

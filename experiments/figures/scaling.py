@@ -55,7 +55,7 @@ def by_length(results: Results) -> Figure | None:
 
 def by_width(results: Results) -> Figure | None:
     """Accuracy against the width of the model, a panel a length, published points in grey."""
-    return _widths([results], f"{results.name}: accuracy")
+    return _widths([results], f"{results.name}: accuracy") if _has_widths(results) else None
 
 
 def by_width_of_all(runs: Sequence[Results]) -> Figure | None:
@@ -77,11 +77,8 @@ def _has_widths(results: Results) -> bool:
     return any(len(group) > 1 for group in _families(results).values())
 
 
-def _widths(runs: Sequence[Results], title: str) -> Figure | None:
-    runs = [results for results in runs if _has_widths(results)]
+def _widths(runs: Sequence[Results], title: str) -> Figure:
     panels = [(results, length) for results in runs for length in results.lengths]
-    if not panels:
-        return None
     figure, row = style.new_panels(len(panels))
     style.title(figure, f"{title} by width of the model, each at the learning rate chosen for it")
     for axes, (results, length) in zip(row, panels, strict=True):

@@ -121,6 +121,18 @@ def test_what_is_named_and_refused_says_why():
             function(x, x, x, **given)
 
 
+def test_distances_that_fast_memory_has_no_room_for_are_refused():
+    def of(length):
+        x = jax.ShapeDtypeStruct((1, length, 1, 64), "bfloat16")
+        bias = scores.RelativeBias(jnp.zeros((8, 1)))
+        return attn.explain(x, x, x, score=bias, platform="tpu", implementation=None)
+
+    assert of(2**16).implementation == "fused"
+    found = of(2**17 + 512)
+    assert found.implementation == "blockwise"
+    assert "distances" in found.refused["fused"]
+
+
 def test_explained():
     found = attn.explain(X, X, X, is_causal=True, implementation="fused")
     assert found.implementation == "fused"
