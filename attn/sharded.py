@@ -335,5 +335,12 @@ def _over_heads(
     mask = share.of_mask(resolved.mask, num_heads // size)
     resolved = resolved._replace(bias=bias, mask=mask)
     query, key, value = map(to_heads, (query, key, value))
-    output, lse = blockwise_attention(query, key, value, *resolved, spread=share, fused=fused)
+    try:
+        output, lse = blockwise_attention(query, key, value, *resolved, spread=share, fused=fused)
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            f"for all_to_all, a function of scores or masks sees {num_heads // size} of "
+            f"N = {num_heads} heads; at.head says which"
+        )
+        raise
     return to_rows(output, heads=-2, rows=-3), to_rows(lse, heads=-1, rows=-2)

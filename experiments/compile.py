@@ -32,6 +32,7 @@ from rich.table import Table
 
 import attn
 from experiments.config import Config
+from experiments.console import describe_mesh
 from experiments.mesh import of_states
 from experiments.models import MIXERS
 from experiments.run import choose, members
@@ -143,6 +144,8 @@ def main(arguments: list[str]) -> int:
             sent[model] = found
         table.title = f"{name}, {target}: {len(devices)} chips of {chip.gigabytes} GB"
         console.print(table)
+        if config.mesh.size > 1:
+            console.print(describe_mesh(config), highlight=False)
         for model, found in sent.items():
             if found.traffic and found.traffic.total:
                 console.print(f"{model}: in {found.steps} steps a chip sends {found.traffic}")

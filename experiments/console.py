@@ -1,5 +1,6 @@
 """What a run says in the terminal: what it will do, how far it is, what came out."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import rich.progress
 from rich.console import Console
 
 from experiments.config import Config
+from experiments.mesh import left_whole
 from experiments.models.decoder import build_decoder, receptive_field
 from experiments.records import RunFolder
 from experiments.runs import Status
@@ -34,6 +36,7 @@ def announce(
         ("models", ", ".join(describe_model(config, model) for model in config.models)),
         ("runs", f"{search}, then {sweep.seeds} fresh seeds from {config.seed} on, for each model"),
         ("device", f"{environment['devices']} x {environment['device']}"),
+        *([("mesh", describe_mesh(config))] if config.mesh.size > 1 else []),
         ("budget", f"{budget(config)}{'' if stop is None else f'; a run stops at {stop:.2%}'}"),
         ("folder", str(folder.path)),
     ]
@@ -52,17 +55,36 @@ def budget(config: Config) -> str:
 
 def describe_model(config: Config, model: str) -> str:
     """Returns a model's name with its parameters and reach."""
-    settings = config.model_of(model)
-    decoder = build_decoder(config.task, settings)
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(_parameters(config, model)))
+    reach = receptive_field(config.model_of(model))
+    return f"{model} ({count:,} parameters{'' if reach is None else f', reach {reach} tokens'})"
+
+
+def describe_mesh(config: Config) -> str:
+    """Returns over which devices a run is spread, and what each of them has all of."""
+    mesh, whole = config.mesh, {}
+    for model in config.models:
+        whole |= left_whole(mesh, _parameters(config, model))
+    parts = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(mesh).items())
+    if not whole:
+        return f"{parts} devices a run"
+    names = ", ".join(f"{name} {list(shape)}" for name, shape in whole.items())
+    return (
+        f"{parts} devices a run; model {mesh.model} divides no axis of these, whole on each: "
+        f"{names}"
+    )
+
+
+def _parameters(config: Config, model: str) -> Any:
+    """Returns the shapes of a model's parameters."""
+    decoder = build_decoder(config.task, config.model_of(model))
 
     def init() -> Any:
         rng = jax.random.key(0)
         batch = config.task.sample(rng, 1, config.task.load("train"))
         return decoder.init(rng, batch.inputs, batch.positions)["params"]
 
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(init)))
-    reach = receptive_field(settings)
-    return f"{model} ({count:,} parameters{'' if reach is None else f', reach {reach} tokens'})"
+    return jax.eval_shape(init)
 
 
 @contextmanager

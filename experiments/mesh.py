@@ -111,6 +111,21 @@ def of_states(mesh: Mesh, stacked: Any) -> Any:
     return jax.tree.map_with_path(of_leaf, stacked)
 
 
+def left_whole(shape: MeshConfig, params: Any) -> dict[str, tuple[int, ...]]:
+    """Returns name and shape of the parameters that ``OF_PARAMETERS`` cuts, and the mesh cannot.
+
+    The axis they are to be cut along is no multiple of ``shape.model``: each device has all of
+    them.
+    """
+    leaves = jax.tree.leaves_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): x.shape
+        for path, x in leaves
+        for axis, size in zip(_axes_of(path), x.shape, strict=False)
+        if axis == "model" and size % shape.model
+    }
+
+
 def sequence_axis() -> str | None:
     """Returns the axis over which rows are spread where this is traced; None if they are not."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: every mixer, and some of them without the short convolution.
+"""Multi-query associative recall by every mixer; the LSTM is in small/no_convolution.py.
 
 Command   python -m experiments.run configs/small/recall.py
 Minutes   36, on two shared cores that had other work too
@@ -26,7 +26,6 @@ def get_config() -> Config:
             "ssd,num_heads=1",
             "delta_rule,num_heads=1",
             "gru",
-            "lstm",
             "long_convolution",
             "none",
         ),

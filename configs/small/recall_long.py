@@ -22,7 +22,7 @@ def get_config() -> Config:
         task=Recall(vocab_size=512, length=256, num_pairs=16),
         models=("attention,num_heads=4", "ssd,num_heads=1", "delta_rule,num_heads=1"),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=5),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=1000, batch_size=16, stop_accuracy=0.999, checkpoint_every=500),
         evaluate=EvaluateConfig(),
     )

@@ -6,7 +6,7 @@ Command   python -m experiments.run configs/small/width_long.py
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
 from experiments.tasks import Recall
 
-MIXERS = ("attention,num_heads=4", "delta_rule,num_heads=1", "ssd,num_heads=1", "gru")
+MIXERS = ("attention,num_heads=4", "delta_rule,num_heads=1", "ssd,num_heads=1")
 WIDTHS = (16, 32, 64)
 
 

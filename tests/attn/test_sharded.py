@@ -377,6 +377,14 @@ def test_what_does_not_fit_is_named(wrong, message):
     assert message in str(caught.value)
 
 
+def test_a_function_of_all_heads_is_told_that_it_sees_some():
+    slopes = np.arange(4.0)[:, None, None]
+    call = {"axis_name": "sequence", "mesh": mesh_of(4), "method": "all_to_all"}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        sharded.dot_product_attention(X, X, X, score=lambda s, at, _: s * slopes, **call)
+    assert "sees 1 of N = 4 heads; at.head says which" in caught.value.__notes__[0]
+
+
 def test_outside_of_a_mesh_the_axis_is_named():
     with pytest.raises(ValueError, match=r"'sequence'; expected an axis of the jax\.shard_map"):
         sharded.dot_product_attention(X, X, X, axis_name="sequence")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.config import Config, ModelConfig, TrainConfig
+from experiments.console import describe_mesh
 from experiments.mesh import MeshConfig
 from experiments.records import StageRecord
 from experiments.runs import Run, fetch, places_for, stack_runs
@@ -139,3 +140,17 @@ def test_a_mesh_is_no_part_of_what_is_computed():
     config = dataclasses.replace(CONFIG, mesh=MESHES["all"])
     assert to_dict(config) == to_dict(CONFIG)
     assert from_dict(to_dict(config)) == CONFIG
+
+
+def test_what_the_mesh_cannot_cut_is_said():
+    model = ModelConfig(width=12, num_heads=3, num_layers=1)
+    config = dataclasses.replace(
+        CONFIG, mesh=MeshConfig(model=3), models=CONFIG.models[:1], model=model
+    )
+    assert describe_mesh(config) == (
+        "data 1 x sequence 1 x model 3 devices a run; model 3 divides no axis of these, whole on "
+        "each: embed.embedding [16, 12]"
+    )
+    task = dataclasses.replace(config.task, vocab_size=18)
+    config = dataclasses.replace(config, task=task)
+    assert describe_mesh(config) == "data 1 x sequence 1 x model 3 devices a run"
