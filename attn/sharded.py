@@ -181,6 +181,14 @@ def _over_mesh(
     if axis not in mesh.axis_names:
         known = ", ".join(map(repr, mesh.axis_names)) or "it has none; is one set?"
         raise ValueError(f"axis_name is {axis!r}; expected an axis of the mesh: {known}")
+    here = jax.sharding.get_abstract_mesh()
+    if axis in getattr(here, "manual_axes", ()):
+        raise ValueError(
+            f"mesh is given inside jax.shard_map over axis {axis!r}; expected None, for the arrays "
+            "are shares there"
+        )
+    if getattr(here, "manual_axes", ()) and dict(here.shape) == dict(mesh.shape):
+        mesh = here  # The one that says which axes are the caller's.
     size = mesh.shape[axis]
     for name, x in (("query", query), ("key", key)):
         if x.shape[-3] % size:

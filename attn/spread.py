@@ -115,6 +115,8 @@ class Ring(NamedTuple):
             carry, summands = visit(device, keys, carry)      sums = sums + summands
 
         ``keys`` and ``sums``, pytrees, travel: after each visit they are those of the next device.
+        Of its sends one is of no use, of keys the last and of sums the first: the price of a loop
+        with one body.
         """
         here, n = lax.axis_index(self.axis), self.size
         hops = n if self.hops is None else self.hops

@@ -8,6 +8,7 @@ runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.se
 
 - the runs that a chip takes part in, and what they hold of its memory;
 - what it sends in a step: the collectives of the program, loops counted (``experiments.traffic``);
+  where the compiler does not show it, as of v5p, those of the same step for as many chips of v5e;
 - the FLOPs of a step on a chip, of models that attend: six a parameter and token, and what
   ``attn.explain`` says of attention;
 - the least time of a step, that is FLOPs over peak, the state read and written once over the
@@ -71,6 +72,10 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """Without these the compiler would look for a TPU."""
+SHOWN = "v5e"
+"""A kind whose programs the compiler shows."""
+SHAPES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""Its slices."""
 
 
 class Compiled(NamedTuple):
@@ -81,7 +86,7 @@ class Compiled(NamedTuple):
     argument_bytes: int
     temporary_bytes: int
     traffic: Traffic | None
-    """What it sends in a dispatch; None where the compiler does not show its program."""
+    """What it sends in a dispatch; None where that is not known."""
     steps: int
     """Of a dispatch."""
     flops: float | None
@@ -165,6 +170,8 @@ def _target(arguments: list[str]) -> tuple[str, list[str]]:
             f"--target is {target!r}; expected KIND:SHAPE, KIND one of {', '.join(CHIPS)}, as "
             "in v5e:2x2 or v5p:4x4x4"
         )
+    if not all(side.isdecimal() and int(side) for side in shape.split("x")):
+        raise ValueError(f"--target is {target!r}; expected sides of 1 and more, as in v5e:2x2")
     return target, arguments[:n] + arguments[n + 2 :]
 
 
@@ -193,6 +200,24 @@ def devices_of(target: str) -> list[Any]:
 
 def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     """Returns what a dispatch of the model's runs takes of each of these chips."""
+    found, program = _compiled(config, model, devices)
+    if program is None:
+        return found
+    sent = _traffic_of(program)
+    if sent is None:
+        shape = next((x for x in SHAPES if _count(x) >= len(devices)), SHAPES[-1])
+        others = devices_of(f"{SHOWN}:{shape}")[: len(devices)]
+        _, program = _compiled(config, model, others) if len(others) == len(devices) else (0, None)
+        sent = None if program is None else _traffic_of(program)
+    return found._replace(traffic=sent)
+
+
+def _count(shape: str) -> int:
+    return math.prod(int(n) for n in shape.split("x"))
+
+
+def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled, Any]:
+    """Returns what is known before the program is read, and the program; None if it is too big."""
     searched = len(config.tuning_seeds) * len(config.sweep.learning_rates)
     places = places_for(config.mesh, searched, config.sweep.seeds, devices=devices)
     data = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, config.task.load("train")))
@@ -211,19 +236,19 @@ def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     try:
         compiled = program.dispatch.lower(*of_runs, shared).compile()
     except jax.errors.JaxRuntimeError as error:
-        arguments, temporary = _bytes_of(of_runs), _too_many(error)
-        sent = None
+        arguments, temporary, compiled = _bytes_of(of_runs), _too_many(error), None
     else:
-        memory, sent = compiled.memory_analysis(), _traffic_of(compiled)
+        memory = compiled.memory_analysis()
         arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return Compiled(
+    found = Compiled(
         runs=places.count // places.mesh.shape["run"],
         argument_bytes=arguments,
         temporary_bytes=temporary,
-        traffic=sent,
+        traffic=None,
         steps=config.train.steps_per_dispatch,
         flops=None if flops is None else flops * places.count / places.mesh.size,
     )
+    return found, compiled
 
 
 def _bytes_of(arguments: Any) -> int:

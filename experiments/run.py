@@ -183,7 +183,10 @@ def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
         if not isinstance(member, Config):
             raise ValueError(f"members has {name!r}; expected the file of a config, not of a suite")
         of_suite = {x: getattr(chosen, x) for x in ("seed", "mesh", "processes")}
-        member = dataclasses.replace(member, **of_suite)
+        try:
+            member = dataclasses.replace(member, **of_suite)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         found[pathlib.Path(name).stem] = quick(member) if chosen.quick else member
     return found
 

@@ -1,5 +1,10 @@
 """What the devices of a compiled program send each other: read from its text, loops counted.
 
+Of a collective between n devices with a result of b bytes on each, a device sends at least
+
+    collective-permute  b              all-gather, all-to-all   b (n - 1) / n
+    reduce-scatter      b (n - 1)      all-reduce             2 b (n - 1) / n
+
 A collective in the body of a loop is sent as often as the loop goes round: as XLA writes beside the
 loop, or else as its condition says, if that compares a counter, from 0 on, with a constant. A loop
 of unknown length counts once; of branches the one that sends most.
@@ -8,14 +13,22 @@ of unknown length counts once; of branches the one that sends most.
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
-"""Of an element; 4 of all others."""
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "collective-permute": lambda n: 1,
+}
+"""By collective between n devices: bytes sent for a byte of its result."""
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_DEVICES = re.compile(r"^HloModule .*num_partitions=(\d+)")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]<=|\{\{([\d,]+)\})")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
@@ -25,7 +38,7 @@ _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|_computation=%?([\w.
 
 
 class Traffic(NamedTuple):
-    """Of one device: collectives by name, how many there are and the bytes of their results."""
+    """Of one device: collectives by name, how many there are and the bytes it sends for them."""
 
     count: Counter
     bytes: Counter
@@ -46,6 +59,8 @@ def traffic(program: str) -> Traffic:
     Args:
       program: ``compiled.as_text()``.
     """
+    devices = _DEVICES.match(program)
+    most = 1 if devices is None else int(devices[1])
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in program.splitlines():
@@ -59,7 +74,7 @@ def traffic(program: str) -> Traffic:
 
     def of(name: str) -> Traffic:
         if name not in known:
-            every = [(line, _of_line(line, of)) for line in bodies.get(name, ())]
+            every = [(line, _of_line(line, of, most)) for line in bodies.get(name, ())]
             known[name] = _sum([_times(x, trips(line)) for line, x in every])
         return known[name]
 
@@ -75,14 +90,19 @@ def traffic(program: str) -> Traffic:
     return of(entry)
 
 
-def _of_line(line: str, of) -> Traffic:
+def _of_line(line: str, of: Callable[[str], Traffic], devices: int) -> Traffic:
     found = _OPERATION.match(line)
     if found is None:
         return Traffic(Counter(), Counter())
     result, operation = found.groups()
     name = operation.removesuffix("-start")
-    if name in COLLECTIVES:
-        return Traffic(Counter({name: 1}), Counter({name: _size(result)}))
+    if name in SENT:
+        groups = _GROUPS.search(line)
+        if groups is not None:
+            devices = int(groups[1]) if groups[1] else len(groups[2].split(","))
+        if operation != name != "all-reduce":  # Of what has begun: operands, results, and more.
+            result = _parts(result)[1]
+        return Traffic(Counter({name: 1}), Counter({name: _size(result) * SENT[name](devices)}))
     if operation == "conditional":
         groups = _BRANCHES.findall(line)
         names = [x.strip().lstrip("%") for pair in groups for x in ",".join(pair).split(",") if x]
@@ -102,10 +122,21 @@ def _sum(every: list[Traffic]) -> Traffic:
     return Traffic(count, size)
 
 
+def _parts(result: str) -> list[str]:
+    """Returns the elements of a tuple."""
+    parts, depth = [""], 0
+    for letter in result:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 1:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def _size(result: str) -> int:
-    """Returns the bytes of a result; of the tuple of an operation that has begun, its greatest."""
-    sizes = [
-        BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, shape in _ARRAY.findall(result)
-    ]
-    return max(sizes, default=0)
+    """Returns the bytes of an array, or of all of a tuple."""
+    return sum(
+        math.prod(int(n) for n in shape.split(",") if n) * (int(bits) if bits else 8) // 8
+        for _, bits, shape in _ARRAY.findall(result)
+    )

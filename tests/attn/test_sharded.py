@@ -377,6 +377,28 @@ def test_what_does_not_fit_is_named(wrong, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["concrete", "abstract"])
+def test_a_mesh_of_which_one_axis_is_the_callers(name):
+    mesh = jax.make_mesh((2, 2), ("rows", "sequence"), (AxisType.Auto,) * 2)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 12, 4, 8)))
+
+    def of_rows(x):
+        inner = mesh if name == "concrete" else jax.sharding.get_abstract_mesh()
+        return sharded.dot_product_attention(
+            x, x, x, is_causal=True, axis_name="sequence", mesh=inner
+        )
+
+    def of_all(x):
+        return sharded.dot_product_attention(x, x, x, axis_name="sequence", mesh=mesh)
+
+    spread = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    output = jax.jit(spread(of_rows, axis_names={"rows"}))(x)
+    expected = attn.dot_product_attention(x, x, x, is_causal=True)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"mesh is given inside .* over axis 'sequence'"):
+        spread(of_all)(x)
+
+
 def test_a_function_of_all_heads_is_told_that_it_sees_some():
     slopes = np.arange(4.0)[:, None, None]
     call = {"axis_name": "sequence", "mesh": mesh_of(4), "method": "all_to_all"}

@@ -118,6 +118,7 @@ def test_bad_argument_stops_at_once_and_says_what_is_wrong(command, arguments, w
         (("--members", "small/recall.py", "small/recall.py"), ("no two of one name",)),
         (("--members", "small/recal.py"), ("recal.py", "expected a file")),
         (("--members", "suite_small.py"), ("members has 'suite_small.py'", "not of a suite")),
+        (("--mesh.sequence", "7"), ("small/recall.py: mesh.sequence is 7", "expected a divisor")),
         (("--seed", "-1"), ("seed is -1",)),
         (("--model.width", "8"), ("--model.width",)),
         (("--quick", "7"), ("7",)),

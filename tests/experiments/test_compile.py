@@ -23,6 +23,8 @@ def test_it_says_how_it_is_used(capsys):
         ([SMOKE, "--target"], "--target is ''; expected KIND:SHAPE"),
         ([SMOKE, "--target=v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
         ([SMOKE, "--target", "v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
+        ([SMOKE, "--target", "v5e:0x2"], "--target is 'v5e:0x2'; expected sides of 1 and more"),
+        ([SMOKE, "--target", "v5e:"], "--target is 'v5e:'; expected KIND:SHAPE"),
     ],
 )
 def test_a_wrong_command_line(arguments, message, capsys):
@@ -42,6 +44,7 @@ def test_without_the_compiler(capsys, monkeypatch):
     ("arguments", "status", "message"),
     [
         (["--target", "v5e:2x2"], 0, "4 chips of 16 GB"),
+        (["--target", "v5p:2x2x1", "--mesh.data", "4"], 0, "a chip sends"),
         (["--target", "v5e:2x3"], 2, "which the compiler refuses"),
         (["--mesh.sequence", "16"], 2, "error: mesh is data 1 x sequence 16 x model 1; expected"),
     ],

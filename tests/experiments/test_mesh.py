@@ -74,6 +74,24 @@ def test_a_run_on_a_mesh_is_that_on_one_device(name, model):
     assert program.dispatch._cache_size() == 1, "compiled once"
 
 
+MIXERS = ("ssd,num_heads=1", "delta_rule,num_heads=1", "long_convolution", "lstm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MIXERS)
+def test_mixers_that_do_not_attend_are_spread_over_rows(model):
+    losses, _, _ = trained(MESHES["rows"], model)
+    expected, _, _ = trained(MeshConfig(), model)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_a_step_is_given_the_memory_of_the_state_before():
+    _, _, program = trained(MESHES["all"], FIRST)
+    state = initial_state(program, RUNS)
+    program.dispatch(state, *stack_runs(RUNS, program.places), ())
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+
+
 def test_parameters_and_their_moments_stand_where_they_are_used():
     _, state, _ = trained(MESHES["all"], FIRST)
     cut = {

@@ -177,7 +177,7 @@ def test_a_process_without_a_device_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "killed", "then"), [(2, 1, 4), (4, 2, 2)])
+@pytest.mark.parametrize(("count", "killed", "then"), [(2, 1, 4), (4, 2, 2), (2, 0, 2)])
 def test_one_that_dies_stops_the_others_and_nothing_is_lost(
     longer_alone, tmp_path, count, killed, then
 ):
@@ -187,8 +187,8 @@ def test_one_that_dies_stops_the_others_and_nothing_is_lost(
         for n, process in enumerate(every):
             _, errors = process.communicate(timeout=120)
             assert process.returncode != 0
-            if n != killed:
-                assert "another" in errors, "says that another process has died"
+            if n != killed:  # One of the two is first: ours, or that of JAX's runtime.
+                assert "has lost another" in errors or "another task died" in errors
     assert_alike(finish(tmp_path, then, steps=LONGER), longer_alone)
 
 

@@ -28,11 +28,26 @@ def branch(x):
     ("function", "count", "size"),
     [
         (jnp.sin, {}, {}),
-        (lambda x: lax.psum(x, "a"), {"all-reduce": 1}, {"all-reduce": BLOCK}),
+        (lambda x: lax.psum(x, "a"), {"all-reduce": 1}, {"all-reduce": 2 * BLOCK * 3 / 4}),
+        (
+            lambda x: sum(lax.psum((x, x[:1]), "a")),  # One of two arrays.
+            {"all-reduce": 1},
+            {"all-reduce": 2 * (BLOCK + BLOCK // 2) * 3 / 4},
+        ),
+        (
+            lambda x: lax.psum_scatter(jnp.tile(x, (2, 1)), "a", tiled=True),
+            {"reduce-scatter": 1},
+            {"reduce-scatter": BLOCK // 2 * 3},
+        ),
+        (
+            lambda x: lax.all_to_all(jnp.tile(x, (2, 1)), "a", 0, 0),
+            {"all-to-all": 1},
+            {"all-to-all": 2 * BLOCK * 3 / 4},
+        ),
         (
             lambda x: lax.all_gather(x, "a").sum(0),
             {"all-gather": 1},
-            {"all-gather": N * BLOCK},
+            {"all-gather": N * BLOCK * 3 / 4},
         ),
         (loop, {"collective-permute": 5}, {"collective-permute": 5 * BLOCK}),
         (
@@ -43,7 +58,7 @@ def branch(x):
         (
             branch,
             {"all-reduce": 1, "collective-permute": 1},
-            {"all-reduce": BLOCK, "collective-permute": BLOCK},
+            {"all-reduce": 2 * BLOCK * 3 / 4, "collective-permute": BLOCK},
         ),
     ],
 )
@@ -56,7 +71,8 @@ def test_what_is_sent(function, count, size):
     assert found.total == sum(size.values())
 
 
-AS_FOR_TPU = """
+AS_FOR_TPU = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
 %again (x: (s32[], f32[4])) -> pred[] {
   %five = s32[]{:T(128)} constant(5)
   ROOT %less = pred[] compare(%count, %five), direction=LT
@@ -72,6 +88,9 @@ AS_FOR_TPU = """
 }
 
 ENTRY %main (x: f32[4]) -> f32[4] {
+  %all = ((s8[6], f32[1]), (s8[24]{0:T(8)}, f32[4])) all-gather-start(%y), replica_groups=[2,4]<=[8]
+  %sum = (bf16[6]{0:T(8)(2,1)}, u64[1]) all-reduce-start(%y, %z), replica_groups={{0,1},{2,3}}
+  %to = (f32[2,2], f32[2,2], u32[], u32[]) collective-permute-start(%y), channel_id=2
   %a = (s32[], f32[4]) while(%x), condition=%again, body=%body
   %b = (s32[], s32[], f32[4]) while(%x), condition=%unknown, body=%body
 }
@@ -80,5 +99,11 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 def test_a_loop_whose_condition_alone_tells_how_long_it_is():
     found = traffic(AS_FOR_TPU)
-    assert dict(found.count) == {"collective-permute": 5 + 1}
-    assert dict(found.bytes) == {"collective-permute": (5 + 1) * 16}
+    assert found.count["collective-permute"] == 5 + 1 + 1
+    assert found.bytes["collective-permute"] == (5 + 1 + 1) * 16
+
+
+def test_operations_that_begin_and_end():
+    found = traffic(AS_FOR_TPU)
+    assert found.bytes["all-gather"] == (24 + 4 * 4) * 3 / 4
+    assert found.bytes["all-reduce"] == 6 * 2 + 8
