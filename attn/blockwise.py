@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, UInt32
 from attn import kernels, softmax_state
 from attn.devices import vary, varying
 from attn.masks import Mask
-from attn.overrides import Kernel, Opaque, Pull
+from attn.overrides import Kernel, Opaque, Pull, options_of
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
 from attn.spread import Heads, Ring
@@ -93,7 +93,10 @@ def attend(
     """Returns output and log-sum-exp of a planned call."""
     inputs = call.arrange(params, query, key, value, bias, scale)
     if call.fused:
-        kernels.check(call, context, inputs)
+        # What the hardware has no room for is known when its program is compiled.
+        here = options_of(jax.default_backend(), is_named=True)
+        of_hardware = "tpu" if here is None else here["kernels"]
+        kernels.check(call, context, inputs, kernels=of_hardware, interpret=True)
     output, lse = _attend(call, context, inputs)
     lse = call.restored(lse[..., None, :])[..., 0]
     return call.restored(jnp.swapaxes(output, -3, -2)), lse

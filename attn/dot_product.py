@@ -113,8 +113,9 @@ def dot_product_attention(
         pair alone, so it is the same in every pass, derivative and implementation.
       implementation: ``"fused"`` (the kernels of ``attn.kernels``; on CPU interpreted, which is for
         tests), ``"blockwise"`` or ``"reference"``, strictly: it runs, or raises ValueError with the
-        reason. None is fused on TPU where the kernels take the call, else blockwise. Derivatives
-        beyond the first, and forward mode, are blockwise in both. ``"xla"`` is ``"blockwise"``.
+        reason. None is fused on TPU where the kernels take the call, else blockwise; kernels for
+        GPU, which have not been on one yet, run if they are named. Derivatives beyond the first,
+        and forward mode, are blockwise in both. ``"xla"`` is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:

@@ -18,9 +18,9 @@ from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
-from attn.overrides import PLATFORMS, Refused
+from attn.overrides import PLATFORMS, Refused, options_of
 from attn.plan import Context, Plan, plan
-from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes, ceil_div
+from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
 _NAMED = ("cpu", "gpu", "tpu")
 """Platforms that a caller may name."""
@@ -109,21 +109,26 @@ def explain(
     if platform is not None:
         arguments.check_choice("platform", platform, _NAMED)
     platform = platform or jax.default_backend()
-    has_kernels = platform in PLATFORMS
-    interpret = not has_kernels or PLATFORMS[platform]["interpret"]
-    is_asked = named == "fused" or has_kernels
-    refusal = _refusal(query, key, value, shapes[3], resolved, interpret) if is_asked else None
+    has_kernels = options_of(platform, is_named=False) is not None
+    how = options_of(platform, is_named=named == "fused")
+    refusal = None if how is None else _refusal(query, key, value, shapes[3], resolved, how)
     if named == "fused" and refusal is not None:
         raise refusal
     default = "fused" if has_kernels and refusal is None else "blockwise"
     name = named or default
-    nowhere_else = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
+    elsewhere = options_of(platform, is_named=True)
+    if elsewhere is None or elsewhere["interpret"]:
+        not_here = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
+    else:
+        not_here = f"its kernels have not run on {platform} yet: they do if it is named"
     refused = {
-        "fused": nowhere_else if refusal is None else refusal.reason,
+        "fused": not_here if refusal is None else refusal.reason,
         "blockwise": "the kernels are faster: it runs if it is named",
         "reference": "it takes O(T S) memory: it runs if it is named",
     } | {default: "it would run if no implementation were named"}
     sides = TileSizes(query.shape[-3], key.shape[-3]) if name == "reference" else None
+    if name == "fused" and how is not None:
+        sides = OF_KERNELS[how["kernels"]]
     of_plan = query, key, resolved.mask, None, None, 0.0, sides
     call, context, _ = plan(*of_plan, fused=named == "fused" or (named is None and has_kernels))
     grid, kinds = call.grid, _kinds(call, context)
@@ -146,15 +151,16 @@ def explain(
 
 
 def _refusal(
-    query: Any, key: Any, value: Any, bias: Any, resolved: Any, interpret: bool
+    query: Any, key: Any, value: Any, bias: Any, resolved: Any, how: dict[str, Any]
 ) -> Refused | None:
-    """Returns why kernels, interpreted or not, do not take such a call; None if they do."""
-    of_plan = query, key, resolved.mask, resolved.score, None, 0.0, None
+    """Returns why kernels, called so, do not take such a call; None if they do."""
+    sides = OF_KERNELS[how["kernels"]]
+    of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
     call, context, params = plan(*of_plan, fused=True)
 
     def check(query, key, value, bias):
         inputs = call.arrange(params, query, key, value, bias, resolved.scale)
-        kernels.check(call, context, inputs, interpret=interpret)
+        kernels.check(call, context, inputs, **how)
 
     try:
         jax.eval_shape(check, query, key, value, bias)

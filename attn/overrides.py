@@ -19,10 +19,27 @@ from jax.interpreters import batching, mlir
 
 from attn.devices import abstract
 
-PLATFORMS = {"tpu": {"interpret": False}}
-"""Where kernels run if nothing is named, and how they are called there."""
-INTERPRETED = {"cpu": {"interpret": True}}
-"""Where they run, slowly, if they are named."""
+PLATFORMS = {"tpu": {"kernels": "tpu", "interpret": False}}
+"""Where kernels run if nothing is named, which of ``attn.kernels``, and how."""
+IF_NAMED = {
+    "cuda": {"kernels": "gpu", "interpret": False},
+    "cpu": {"kernels": "tpu", "interpret": True},
+}
+"""Where they run if they are named: not measured yet on GPU, and slowly on CPU."""
+
+
+def options_of(backend: str, *, is_named: bool) -> dict[str, Any] | None:
+    """Returns which kernels run on a platform, and how; None if none do.
+
+    Args:
+      backend: as ``jax.default_backend`` names it.
+      is_named: whether the call asks for kernels.
+    """
+    return _options("cuda" if backend == "gpu" else backend, is_named)
+
+
+def _options(platform: str, is_named: bool) -> dict[str, Any] | None:
+    return (PLATFORMS | IF_NAMED if is_named else PLATFORMS).get(platform)
 
 
 class Refused(ValueError):
@@ -104,6 +121,8 @@ class Opaque(NamedTuple):
     """Another way to run it."""
     is_plain: bool = False
     """Whether the function is not to see over which axes of a mesh arrays vary."""
+    over_lanes: Callable[[int, Sequence[bool]], "Opaque"] | None = None
+    """What ``batch`` returns, where that is more than ``jax.vmap`` of the definition."""
 
     def __call__(self, *operands: Any) -> list[Any]:
         """Returns the results."""
@@ -111,6 +130,8 @@ class Opaque(NamedTuple):
 
     def batch(self, size: int, mapped: Sequence[bool]) -> "Opaque":
         """Returns what is done over ``size`` lanes; what is mapped has them as its first axis."""
+        if self.over_lanes is not None:
+            return self.over_lanes(size, mapped)
         in_axes = [0 if is_mapped else None for is_mapped in mapped]
         return self._replace(
             definition=jax.vmap(self.definition, in_axes, axis_size=size),
@@ -157,7 +178,7 @@ def register(primitive: Primitive, of_params: Callable) -> None:
                     for types in (context.avals_in, context.avals_out)
                 ]
                 context = context.replace(avals_in=plain[0], avals_out=plain[1])
-            options = _options(platform, function.kernel)
+            options = _options_of(platform, function.kernel)
             if options is not None:
                 run = functools.partial(function.kernel.run, **options)
                 try:
@@ -187,11 +208,11 @@ def _is_divided(context: Any) -> bool:
     return manual | frozenset(axes.mesh.manual_axes) != frozenset(axes.mesh.axis_names)
 
 
-def _options(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
+def _options_of(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
     """Returns how a kernel is called; None if it is not."""
     if kernel is None:
         return None
-    options = (PLATFORMS | INTERPRETED if kernel.is_named else PLATFORMS).get(platform)
+    options = _options(platform, kernel.is_named)
     if options is None and kernel.is_named:
         raise NotImplementedError(f"implementation is 'fused': there is no kernel for {platform}")
     return options

@@ -28,7 +28,7 @@ from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
 from attn.masks import Mask
-from attn.overrides import PLATFORMS, Pull
+from attn.overrides import Pull, options_of
 from attn.products import scores_of
 from attn.scores import Score
 from attn.spread import Heads, Ring, shares_of
@@ -319,8 +319,11 @@ def plan(
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
-        of_kernels = fused or (fused is None and jax.default_backend() in PLATFORMS)
-        sides = OF_KERNELS if of_kernels else tile_sizes(query.shape, key.shape, mask is not None)
+        options = options_of(jax.default_backend(), is_named=bool(fused))
+        if fused is False or options is None:
+            sides = tile_sizes(query.shape, key.shape, mask is not None)
+        else:
+            sides = OF_KERNELS[options["kernels"]]
     ring = spread if isinstance(spread, Ring) else None
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]

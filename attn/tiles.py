@@ -112,8 +112,8 @@ class TileSizes(NamedTuple):
     """What both are multiples of."""
 
 
-OF_KERNELS = TileSizes(query=512, key=512, multiple=128)
-"""Of tiles that kernels take: a register has 128 lanes."""
+OF_KERNELS = {"tpu": TileSizes(512, 512, multiple=128), "gpu": TileSizes(128, 128, multiple=128)}
+"""Of tiles that kernels take, by hardware: a register of a TPU has 128 lanes."""
 
 
 def tile_sizes(

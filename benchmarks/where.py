@@ -13,8 +13,15 @@ import tyro
 
 import attn
 from attn import masks, scores
+from attn.overrides import Refused
 
-PLATFORMS = ("cpu", "gpu", "tpu")
+COLUMNS = {
+    "CPU": ("cpu", None),
+    "GPU": ("gpu", None),
+    "GPU, `fused` named": ("gpu", "fused"),
+    "TPU": ("tpu", None),
+}
+"""Platform and what is named there."""
 
 
 def array(*shape: int, dtype: str = "bfloat16") -> Any:
@@ -38,7 +45,8 @@ def same(dtype: str) -> dict[str, Any]:
 
 
 CALLS: dict[str, list[dict[str, Any]]] = {
-    "bfloat16, float32": [same("bfloat16"), same("float32")],
+    "bfloat16, float16": [same("bfloat16"), same("float16")],
+    "float32": [same("float32")],
     "float64": [same("float64")],
     "`is_causal`, windows, lengths": [
         {"is_causal": True},
@@ -75,19 +83,22 @@ def table() -> str:
     Raises:
       ValueError: if calls of a row differ.
     """
-    rows = [f"| output and gradient of a call with | {' | '.join(map(str.upper, PLATFORMS))} |"]
-    rows.append("| --- |" + " --- |" * len(PLATFORMS))
+    rows = [f"| output and gradient of a call with | {' | '.join(COLUMNS)} |"]
+    rows.append("| --- |" + " --- |" * len(COLUMNS))
     for name, calls in CALLS.items():
-        cells = [{_found(same("bfloat16") | call, x) for call in calls} for x in PLATFORMS]
+        cells = [{_found(same("bfloat16") | call, *x) for call in calls} for x in COLUMNS.values()]
         if max(map(len, cells)) > 1:
             raise ValueError(f"{name}: expected calls that run alike, came {cells}")
         rows.append(f"| {name} | {' | '.join(cell for (cell,) in cells)} |")
     return "\n".join(rows)
 
 
-def _found(call: dict[str, Any], platform: str) -> str:
+def _found(call: dict[str, Any], platform: str, implementation: str | None) -> str:
     with jax.enable_x64(call["query"].dtype == "float64"):
-        found = attn.explain(**call, platform=platform)
+        try:
+            found = attn.explain(**call, platform=platform, implementation=implementation)
+        except Refused as refusal:
+            return f"refused: {refusal.reason}"
     usual = attn.explain(**same("bfloat16"), platform=platform).implementation
     if usual == "fused" != found.implementation:
         return f"{found.implementation}: {found.refused['fused']}"

@@ -1,11 +1,15 @@
 """The two passes of first order as Pallas kernels; what they compute is in ``attn.blockwise``.
 
+A folder for each kind of hardware, and beside them what they share: a call taken apart.
+
 Where keys go round a ring of devices, a kernel runs for those at hand, and what it returns is
 merged, or summed, as ``attn.blockwise`` and ``attn.tile_sum`` do.
 
 Pallas takes a third of a second to import: so the modules are imported when one of them is asked.
 """
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,19 +22,35 @@ from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
 
 
-def check(plan: Any, context: Any, inputs: Any, *, interpret: bool = True) -> None:
-    """Raises ``attn.overrides.Refused`` if kernels, interpreted or not, cannot take the call."""
+def of_hardware(kernels: str) -> ModuleType:
+    """Returns the module of the kernels for one kind of hardware: forward, backward and check."""
+    return importlib.import_module(f"attn.kernels.{kernels}")
+
+
+def check(plan: Any, context: Any, inputs: Any, *, kernels: str, interpret: bool) -> Any:
+    """Returns the call as kernels see it.
+
+    Args:
+      plan: of the call.
+      context: of the call.
+      inputs: of the call.
+      kernels: for which hardware.
+      interpret: whether they are interpreted.
+
+    Raises:
+      attn.overrides.Refused: if they cannot take it.
+    """
     from attn.kernels.call import taken_apart
 
-    taken_apart(plan, context, inputs, interpret=interpret)
+    call = taken_apart(plan, context, inputs, interpret=interpret)
+    of_hardware(kernels).check(call)
+    return call
 
 
 def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array, Array]:
-    """Returns output and log-sum-exp; see ``attn.kernels.forward``."""
-    from attn.kernels.call import taken_apart
-    from attn.kernels.forward import forward
-
-    call, ring = taken_apart(plan, context, inputs, **platform), plan.keys_ring
+    """Returns output and log-sum-exp; see ``attn.kernels.tpu.forward``."""
+    call, ring = check(plan, context, inputs, **platform), plan.keys_ring
+    forward = of_hardware(platform["kernels"]).forward
     if ring is None:
         return forward(call, context, inputs, shares_of(plan.grid, plan.ring))
     *batch, _, group_size, num_queries = inputs.query.shape
@@ -52,11 +72,9 @@ def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array
 def pull(
     plan: Any, context: Any, inputs: Any, lse: Array, d_output: Array, d_lse: Array, **platform: Any
 ) -> Any:
-    """Returns the cotangents of the inputs; see ``attn.kernels.backward``."""
-    from attn.kernels.backward import backward
-    from attn.kernels.call import taken_apart
-
-    call, ring = taken_apart(plan, context, inputs, **platform), plan.keys_ring
+    """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``."""
+    call, ring = check(plan, context, inputs, **platform), plan.keys_ring
+    backward = of_hardware(platform["kernels"]).backward
     given = lse, d_output, d_lse
     if ring is None:
         return backward(call, context, inputs, *given, shares_of(plan.grid, plan.ring))

@@ -13,18 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn.devices import example, vary, varying
-from attn.kernels.pairwise import KEY, Split, split
+from attn.kernels.pairwise import KEY, Split, Value, split
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
-from attn.spread import shares_of
 from attn.tiles import Share, Tile, cut
 
-LANES = 128
-"""Of a register: sides of tiles are multiples."""
-MOST_TILES = 2**17
-"""As many as a list of them has room for, where a kernel can read it."""
-MOST_DISTANCES = 2**19
-"""As many sums along diagonals as there is room for in a chip's fast memory."""
 SCORES, MASKED_SCORES, ALLOWED, FACTORS = range(4)
 """The results of a function of pairs."""
 
@@ -39,6 +32,8 @@ class Call:
     """Of scores and sums."""
     is_masked: bool
     has_dropout: bool
+    widths: tuple[int, int]
+    """H and V."""
     interpret: bool
 
     @property
@@ -47,14 +42,14 @@ class Call:
         return self.plan.num_heads // self.plan.num_key_heads
 
 
-def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool = False) -> Call:
+def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool) -> Call:
     """Returns the call as kernels see it.
 
     Args:
       plan: of the call.
       context: of the call.
       inputs: of the call.
-      interpret: whether its kernels are interpreted, which takes tiles of any size.
+      interpret: whether its kernels are interpreted.
 
     Raises:
       Refused: if kernels cannot take it.
@@ -65,14 +60,6 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
         raise Refused("its heads are spread over devices")
     if not all(isinstance(n, int) for n in (*plan.batch, *grid.counts)):
         raise Refused("its sizes are symbolic")
-    if not interpret:
-        if any(side % LANES for side in sides):
-            raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {LANES}")
-        if inputs.query.dtype != jnp.float32:
-            raise Refused(f"it is computed in {inputs.query.dtype}")
-        rows, columns = (share.count for share in shares_of(grid, plan.ring))
-        if rows * columns > MOST_TILES:
-            raise Refused(f"it has more than {MOST_TILES} tiles")
     is_masked, has_dropout = not (plan.allow is None and grid.is_exact), context.seed is not None
 
     def of_tile(operands, i, j, row, scores):
@@ -92,10 +79,8 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
     shape = (*plan.batch, plan.num_key_heads, plan.num_heads // plan.num_key_heads, *sides)
     scores = example(shape, inputs.query.dtype, varying(context, inputs))
     pairs = split(of_tile, grid.counts, operands_of(context, inputs), scores)
-    distances = pairs.distances.count * sum(sides)
-    if not interpret and distances > MOST_DISTANCES and any(x.is_diagonal for x in pairs.inputs):
-        raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")
-    return Call(plan, pairs, inputs.query.dtype, is_masked, has_dropout, interpret)
+    widths = inputs.key.shape[-2], inputs.value.shape[-2]
+    return Call(plan, pairs, inputs.query.dtype, is_masked, has_dropout, widths, interpret)
 
 
 def operands_of(context: Context, inputs: Inputs) -> tuple[Any, ...]:
@@ -131,7 +116,7 @@ def of_pairs(call: Call, operands: tuple[Any, ...], shares: tuple[Share, Share])
 
     What is cut along both axes is ``[*B, N, T, S]``, what is of queries ``[*B, N, 1, T]``, of keys
     ``[*B, N, 1, S]``, of neither ``[*B, N, 1, t]``, of distances ``[*B, N, 1, n (t + s)]`` as
-    ``attn.kernels.tile.from_diagonals`` takes it; *B and N are 1 where it is the same for all.
+    ``attn.kernels.tpu.tile.from_diagonals`` takes it; *B and N are 1 where it is the same for all.
     """
     plan, found = call.plan, []
     for x in call.pairs.inputs:
@@ -169,3 +154,16 @@ def _in_lanes(plan: Plan, x: Array) -> Array:
         groups = plan.num_key_heads, plan.num_heads // plan.num_key_heads
         x = jnp.broadcast_to(x, (*batch, *groups, rows, columns))
     return jnp.reshape(x, (*batch, -1, rows, columns))
+
+
+def is_float(x: Value) -> bool:
+    """Returns whether what pairs take may have a cotangent."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def summed(x: Array, like: Array) -> Array:
+    """Returns a cotangent summed over the axes along which what it is of is the same."""
+    x = jnp.sum(x, [n for n in range(x.ndim - 1) if like.shape[n] == 1], keepdims=True)
+    if x.shape[-1] != like.shape[-1]:
+        x = jnp.sum(jnp.reshape(x, (*x.shape[:-1], -1, like.shape[-1])), axis=-2)
+    return x.astype(like.dtype)

@@ -10,11 +10,13 @@ import pytest
 from attn import masks, sharded
 from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
+from attn.overrides import IF_NAMED, Refused
 from attn.tiles import TileSizes, ceil_div
 
 SMALL_TILES = "blockwise in small tiles"
 SMALL_KERNELS = "fused in small tiles"
 SPREAD = "a ring of two devices, in small tiles"
+SMALL_GPU_KERNELS = "fused as for a GPU, in small tiles"
 SPREAD_KERNELS = "fused on a ring of two devices, in small tiles"
 
 
@@ -54,6 +56,20 @@ def spread_attention(
     return output[..., : lengths[0], :, :].astype(lse.dtype), lse[..., : lengths[0], :]
 
 
+def but_for(reason, function):
+    """The function, its test skipped where kernels refuse for this reason."""
+
+    def attend(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except Refused as refusal:
+            if refusal.reason != reason:
+                raise
+            pytest.skip(reason)
+
+    return attend
+
+
 # Last, so that all implementations of a case run in a row and share what they are compared with.
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc):
@@ -61,10 +77,10 @@ def pytest_generate_tests(metafunc):
         module = metafunc.module.__name__.rpartition(".")[2]
         # The kernels are interpreted, so in small tiles alone.
         names = [name for name in IMPLEMENTATIONS if name not in (None, "fused")]
-        names += [SMALL_TILES, SMALL_KERNELS]
+        names += [SMALL_TILES, SMALL_KERNELS, SMALL_GPU_KERNELS]
         if module in ("test_devices", "test_features", "test_strict"):
             # One tile is what the small ones are made of: by default the others speak for it.
-            for n in (0, -1):
+            for n in (0, -1, -2):
                 names[n] = pytest.param(names[n], marks=pytest.mark.slow)
         if module != "test_devices":
             marks = () if module == "test_conformance" else pytest.mark.slow
@@ -77,9 +93,14 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def implementation(request, monkeypatch):
     """The name of an implementation, for ``attn.dot_product_attention(implementation=...)``."""
-    if request.param in (SMALL_TILES, SMALL_KERNELS):
-        fused, sides = request.param == SMALL_KERNELS, TileSizes(query=4, key=5)
+    if request.param in (SMALL_TILES, SMALL_KERNELS, SMALL_GPU_KERNELS):
+        fused, sides = request.param != SMALL_TILES, TileSizes(query=4, key=5)
+        if request.param == SMALL_GPU_KERNELS:
+            # Other sides: a program that is compiled is not asked again for which hardware it is.
+            sides = TileSizes(query=5, key=4)
+            monkeypatch.setitem(IF_NAMED, "cpu", {"kernels": "gpu", "interpret": True})
         tiled = functools.partial(blockwise_attention, sides=sides, fused=fused)
+        tiled = but_for("it has a bias of distances", tiled)
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, tiled)
     if request.param in (SPREAD, SPREAD_KERNELS):
         named = "fused" if request.param == SPREAD_KERNELS else None
@@ -87,5 +108,5 @@ def implementation(request, monkeypatch):
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, spread)
         sides = TileSizes(query=4, key=5)
         monkeypatch.setattr("attn.plan.tile_sizes", lambda *_: sides)
-        monkeypatch.setattr("attn.plan.OF_KERNELS", sides)
+        monkeypatch.setattr("attn.plan.OF_KERNELS", {"tpu": sides, "gpu": sides})
     return request.param

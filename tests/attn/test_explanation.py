@@ -164,6 +164,10 @@ def test_a_platform_that_is_not_here():
     found = {name: attn.explain(x, x, x, platform=name) for name in ("cpu", "gpu", "tpu")}
     assert [y.implementation for y in found.values()] == ["blockwise", "blockwise", "fused"]
     assert found["tpu"].tile == (512, 512)
-    assert found["gpu"].refused["fused"] == "its kernels are for tpu; this is gpu"
+    assert found["gpu"].refused["fused"] == (
+        "its kernels have not run on gpu yet: they do if it is named"
+    )
+    named = attn.explain(x, x, x, platform="gpu", implementation="fused")
+    assert (named.implementation, named.tile) == ("fused", (128, 128))
     with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):
         attn.explain(x, x, x, platform="ipu")

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn.kernels import call as calls
-from attn.kernels import grid
-from attn.kernels import tile as tiles
 from attn.kernels.call import Call
-from attn.kernels.grid import Block
 from attn.kernels.pairwise import NEITHER, QUERY
+from attn.kernels.tpu import grid
+from attn.kernels.tpu import tile as tiles
+from attn.kernels.tpu.grid import Block
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

@@ -23,11 +23,11 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
-from attn.kernels import grid
-from attn.kernels import tile as tiles
-from attn.kernels.call import Call
-from attn.kernels.grid import Block
+from attn.kernels.call import Call, is_float, summed
 from attn.kernels.pairwise import KEY, NEITHER, QUERY, Value
+from attn.kernels.tpu import grid
+from attn.kernels.tpu import tile as tiles
+from attn.kernels.tpu.grid import Block
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share
@@ -58,7 +58,7 @@ def backward(
     plan = call.plan
     query, key, value = calls.arrays_of(call, inputs)
     operands = calls.operands_of(context, inputs)
-    moving = [n for n, x in enumerate(call.pairs.inputs) if _is_float(x)]
+    moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
 
     def moved(some):
         given = calls.of_pairs(call, (context, *some), shares)
@@ -71,7 +71,7 @@ def backward(
     d_query, of_queries = _along_rows(call, context, shares, arrays)
     d_key, d_value, of_keys = _along_columns(call, context, shares, arrays)
     found = of_queries | of_keys
-    d_given = [_summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
+    d_given = [summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
     ((d_bias, d_scale, d_params),) = pull(d_given)
     return Inputs(
         query=jnp.swapaxes(calls.of_groups(plan, d_query), -3, -2),
@@ -81,18 +81,6 @@ def backward(
         scale=d_scale,
         params=d_params,
     )
-
-
-def _is_float(x: Value) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _summed(x: Array, like: Array) -> Array:
-    """Returns a cotangent summed over the axes along which what it is of is the same."""
-    x = jnp.sum(x, [n for n in range(x.ndim - 1) if like.shape[n] == 1], keepdims=True)
-    if x.shape[-1] != like.shape[-1]:
-        x = jnp.sum(jnp.reshape(x, (*x.shape[:-1], -1, like.shape[-1])), axis=-2)
-    return x.astype(like.dtype)
 
 
 class _Arrays(NamedTuple):
@@ -138,7 +126,7 @@ def _gradients(call: Call, refs: Sequence[Any], *, is_full: bool) -> _Gradients:
     products = tile.products
     if allowed is not None:
         products = jnp.where(allowed, products, 0)
-    moving = [x for x in tile.given if _is_float(x)]
+    moving = [x for x in tile.given if is_float(x)]
 
     def scores_of(products, some):
         moved = tile._replace(given=tile.given | dict(zip(moving, some, strict=True)))
@@ -162,7 +150,7 @@ def _along_rows(
     """Returns the cotangent of the query, and of what the pairs take but from keys."""
     *lanes, num_queries, width = arrays.query.shape
     side, blocks = call.plan.grid.query_side, arrays.blocks(call)
-    moving = [x for x in call.pairs.inputs if _is_float(x) and x.depends != KEY]
+    moving = [x for x in call.pairs.inputs if is_float(x) and x.depends != KEY]
     cuts, diagonals = [x for x in moving if x.is_cut], [x for x in moving if x.is_diagonal]
     rows = [x for x in moving if not (x.is_cut or x.is_diagonal)]
     of_rows = [
@@ -218,7 +206,7 @@ def _along_columns(
     """Returns the cotangents of key and value, and of what the pairs take from keys."""
     key, value = arrays.key, arrays.value
     side, blocks = call.plan.grid.key_side, arrays.blocks(call)
-    columns = [x for x in call.pairs.inputs if _is_float(x) and x.depends == KEY]
+    columns = [x for x in call.pairs.inputs if is_float(x) and x.depends == KEY]
     of_heads = Block((*arrays.query.shape[:-2], 1, key.shape[-2]), (NEITHER, KEY))
 
     def add(refs, outputs, sums, *, member, distance, is_full):

@@ -1,0 +1,30 @@
+"""The two passes of first order for GPUs from Hopper on, in Pallas's Mosaic."""
+
+from attn.kernels.call import Call
+from attn.kernels.gpu.operations import missing
+from attn.kernels.gpu.passes import backward, forward
+from attn.kernels.gpu.walk import GROUPS, ROWS
+from attn.overrides import Refused
+
+__all__ = ["backward", "check", "forward"]
+
+WIDEST = 256
+"""Heads of which a sum fits in the registers of a group of warps."""
+
+
+def check(call: Call) -> None:
+    """Raises ``Refused`` if these kernels, or the hardware if it is to run them, cannot."""
+    if any(x.is_diagonal for x in call.pairs.inputs):
+        raise Refused("it has a bias of distances")
+    if call.interpret:
+        return
+    grid, block = call.plan.grid, ROWS * GROUPS
+    sides = grid.query_side, grid.key_side
+    if any(side % block for side in sides):
+        raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {block}")
+    if call.plan.dtype not in ("bfloat16", "float16"):
+        raise Refused(f"it is of {call.plan.dtype}; products are of bfloat16 or float16")
+    if max(call.widths) > WIDEST:
+        raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
+    if names := missing(call):
+        raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")

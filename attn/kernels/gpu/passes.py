@@ -1,0 +1,315 @@
+"""The forward pass, and the two of the backward pass, by walks over tiles.
+
+    forward   o += e^(s - m) v       queries stay, keys and values come
+    queries   dq += f'(ds) k         queries and do stay, keys and values come
+    keys      dk += f'(ds)^T q       keys and values stay, queries and do come
+              dv += (p z)^T do
+
+with the letters and the rule of ``attn.kernels.tpu``. A NaN or infinity in a
+query, key, value or cotangent is taken out before, for products would carry it into pairs that take
+no part; it stands beside as a NaN to add to the products of those that do.
+
+Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
+widths; r and c the sides of what is seen at once, that which stays first.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from attn.kernels import call as calls
+from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float, summed
+from attn.kernels.gpu.operations import done
+from attn.kernels.gpu.walk import TILED, Tile, across, walk_of
+from attn.kernels.pairwise import KEY, QUERY, Value
+from attn.plan import Context, Inputs
+from attn.softmax_state import finite
+from attn.tiles import Share
+
+
+def forward(
+    call: Call, context: Context, inputs: Inputs, shares: tuple[Share, Share]
+) -> tuple[Float[Array, "*B K V G T"], Float[Array, "*B K G T"]]:
+    """Returns output and log-sum-exp of the queries and keys at hand, which ``shares`` are."""
+    walk = walk_of(call, QUERY, 128 if max(call.widths) <= 128 else 64)
+    (query, key, value), (bad_query, bad_key) = _arrays(call, inputs)
+    given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
+    _, width = call.widths
+
+    def start():
+        return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value.shape[-1])
+
+    def absorb(tile: Tile, sums, *, is_full):
+        maximum, denominator, numerator = sums
+        known = _given(call, tile, 2)
+        allowed = _allowed(call, tile, known, is_full)
+        scores = _scores(call, known, _products(call, tile), allowed)
+        greatest = jnp.maximum(maximum, jnp.max(scores, axis=1))
+        base = finite(greatest)
+        weights, correction = jnp.exp(scores - across(base, scores)), jnp.exp(maximum - base)
+        numerator *= across(correction, numerator)
+        denominator = correction * denominator + jnp.sum(weights, axis=1)
+        kept = _kept(call, known, scores, weights)
+        return greatest, denominator, tile.mixed(numerator, kept, 1)
+
+    def finish(written, at_rows, sums):
+        maximum, denominator, numerator = sums
+        seen = denominator != 0
+        total = jnp.where(seen, denominator, 1.0)
+        at_rows(written[0])[...] = numerator / across(total, numerator)
+        at_rows(written[1])[...] = jnp.where(seen, maximum + jnp.log(total), -jnp.inf)
+        return sums
+
+    outs = [jax.ShapeDtypeStruct((*query.shape[:-1], value.shape[-1]), call.dtype)]
+    outs += [jax.ShapeDtypeStruct(query.shape[:-1], call.dtype)]
+    known = [bad_query, bad_key, *_vectors(call, given, QUERY)]
+    output, lse = walk.run(
+        "attention", context, shares, [query], [key, value], known, start, absorb, finish, outs
+    )
+    output = jnp.swapaxes(output[..., :width], -1, -2)
+    output, lse = (calls.of_groups(call.plan, x) for x in (output, lse[..., None, :]))
+    return jnp.swapaxes(output, -3, -2), lse[..., 0, :]
+
+
+def backward(
+    call: Call,
+    context: Context,
+    inputs: Inputs,
+    lse: Float[Array, "*B K G T"],
+    d_output: Float[Array, "*B K V G T"],
+    d_lse: Float[Array, "*B K G T"],
+    shares: tuple[Share, Share],
+) -> Inputs:
+    """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``.
+
+    Cost: seven matrix products a tile, eight for heads wider than 128; no memory but that of the
+    results and of copies of the arrays that are streamed.
+    """
+    plan, operands = call.plan, calls.operands_of(context, inputs)
+    moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
+
+    def moved(some):
+        given = calls.of_pairs(call, (context, *some), shares)
+        return [given[n] for n in moving], given
+
+    _, pull, given = jax.vjp(moved, operands[1:], has_aux=True)
+    arrays, bad = _arrays(call, inputs)
+    cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
+    is_bad = ~jnp.all(jnp.isfinite(cotangents), axis=-1)
+    of_queries = [jnp.where(is_bad, jnp.nan, 0).astype(call.dtype)]
+    rows = (calls.of_heads(plan, x[..., None, :])[..., 0, :] for x in (finite(lse), d_lse))
+    query, key, value = arrays
+    vectors = [*bad, *of_queries, *rows]
+    every = _Backward(call, context, shares, query, key, value, _padded(cotangents), vectors)
+    d_query, of_rows = every.of_queries(given)
+    d_key, d_value, of_columns = every.of_keys(given)
+    found = of_rows | of_columns
+    d_given = [summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
+    ((d_bias, d_scale, d_params),) = pull(d_given)
+    width, value_width = call.widths
+    return Inputs(
+        query=jnp.moveaxis(calls.of_groups(plan, d_query[..., :width]), -1, -3),
+        key=jnp.swapaxes(d_key[..., :width], -1, -2),
+        value=jnp.swapaxes(d_value[..., :value_width], -1, -2),
+        bias=d_bias,
+        scale=d_scale,
+        params=d_params,
+    )
+
+
+class _Backward(NamedTuple):
+    call: Call
+    context: Context
+    shares: tuple[Share, Share]
+    query: Float[Array, "*B N T H"]
+    key: Float[Array, "*B K S H"]
+    value: Float[Array, "*B K S V"]
+    d_output: Float[Array, "*B N T V"]
+    vectors: list[Array]
+    """Of queries, but the second of keys: NaN of query, of key or value and of cotangent, the
+    log-sum-exp, and what the cotangent of it has."""
+
+    def of_queries(self, given: Sequence[Array]) -> tuple[Array, dict[Value, Array]]:
+        """Returns the cotangent of the query, and of what the pairs take but from keys."""
+        call, walk = self.call, walk_of(self.call, QUERY, 64)
+        moving = [x for x in call.pairs.inputs if is_float(x) and x.depends != KEY]
+        rows, cuts = ([x for x in moving if x.is_cut == is_cut] for is_cut in (False, True))
+
+        def start():
+            return walk.zeros(self.query.shape[-1]), [walk.zeros() for _ in rows]
+
+        def add(tile: Tile, sums, *, is_full):
+            d_query, of_rows = sums
+            _, d_products, d_given = self.gradients(tile, is_full)
+            for n, x in enumerate(cuts):
+                tile.write(1 + len(rows) + n, d_given[x].astype(call.dtype))
+            of_rows = [
+                total + jnp.sum(d_given[x].astype(call.dtype), axis=1)
+                for total, x in zip(of_rows, rows, strict=True)
+            ]
+            return tile.mixed(d_query, d_products, 0), of_rows
+
+        def finish(written, at_rows, sums):
+            for ref, total in zip(written, [sums[0], *sums[1]], strict=False):
+                at_rows(ref)[...] = total
+            return sums
+
+        lanes, num_keys = self.query.shape[:-1], self.key.shape[-2]
+        shapes = [self.query.shape, *[lanes] * len(rows), *[(*lanes, num_keys)] * len(cuts)]
+        d_query, *found = walk.run(
+            "attention_backward_queries",
+            self.context,
+            self.shares,
+            [self.query, self.d_output],
+            [self.key, self.value],
+            [*self.vectors, *_vectors(call, given, QUERY)],
+            start,
+            add,
+            finish,
+            [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes],
+            cuts=range(1 + len(rows), len(shapes)),
+        )
+        found[: len(rows)] = [x[..., None, :] for x in found[: len(rows)]]
+        return d_query, dict(zip([*rows, *cuts], found, strict=True))
+
+    def of_keys(self, given: Sequence[Array]) -> tuple[Array, Array, dict[Value, Array]]:
+        """Returns the cotangents of key and value, and of what the pairs take from keys."""
+        every = {"key": self.key, "value": self.value}
+        if max(x.shape[-1] for x in every.values()) <= 128:
+            (d_key, d_value), of_columns = self._of_keys(given, every)
+        else:  # Both at once do not fit in registers.
+            (d_key,), of_columns = self._of_keys(given, {"key": self.key})
+            (d_value,), _ = self._of_keys(given, {"value": self.value})
+        return d_key, d_value, of_columns
+
+    def _of_keys(
+        self, given: Sequence[Array], wanted: dict[str, Array]
+    ) -> tuple[list[Array], dict[Value, Array]]:
+        call, walk = self.call, walk_of(self.call, KEY, 64)
+        columns = [x for x in call.pairs.inputs if is_float(x) and x.depends == KEY]
+        columns = columns if "key" in wanted else []
+
+        def start():
+            sums = {name: walk.zeros(x.shape[-1]) for name, x in wanted.items()}
+            return sums, [walk.zeros() for _ in columns]
+
+        def add(tile: Tile, sums, *, is_full):
+            of_keys, of_columns = sums
+            weights, d_products, d_given = self.gradients(tile, is_full)
+            from_queries = {"key": (d_products, 0), "value": (weights, 1)}
+            of_keys = {name: tile.mixed(of_keys[name], *from_queries[name]) for name in of_keys}
+            of_columns = [
+                total + jnp.sum(d_given[x].astype(call.dtype), axis=1)
+                for total, x in zip(of_columns, columns, strict=True)
+            ]
+            return of_keys, of_columns
+
+        def finish(written, at_rows, sums):
+            of_keys, of_columns = sums
+            for ref, name in zip(written, wanted, strict=False):
+                at_rows(ref, is_of_keys=True)[...] = of_keys[name]
+            for ref, total in zip(written[len(wanted) :], of_columns, strict=True):
+                at_rows(ref)[...] = total
+            # What is of the key alone is summed over heads, and whole after the last.
+            return of_keys, [walk.zeros() for _ in columns]
+
+        shapes = [x.shape for x in wanted.values()]
+        shapes += [(*self.query.shape[:-2], self.key.shape[-2])] * len(columns)
+        found = walk.run(
+            "attention_backward_keys",
+            self.context,
+            self.shares,
+            [self.key, self.value],
+            [self.query, self.d_output],
+            [*self.vectors, *_vectors(call, given, KEY)],
+            start,
+            add,
+            finish,
+            [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes],
+        )
+        of_columns = [x[..., None, :] for x in found[len(wanted) :]]
+        return found[: len(wanted)], dict(zip(columns, of_columns, strict=True))
+
+    def gradients(
+        self, tile: Tile, is_full: bool
+    ) -> tuple[Float[Array, "r c"], Float[Array, "r c"], dict[Value, Array]]:
+        """Returns ``p z``, and the cotangents of the products and of what the pairs take."""
+        call = self.call
+        known = _given(call, tile, len(self.vectors))
+        allowed = _allowed(call, tile, known, is_full)
+        products = _products(call, tile)
+        if allowed is not None:
+            products = jnp.where(allowed, products, 0.0)
+        moving = [x for x in known if is_float(x)]
+
+        def scores_of(products, some):
+            return _scores(call, known | dict(zip(moving, some, strict=True)), products, allowed)
+
+        scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
+        weights = jnp.exp(scores - tile.pairs(3, QUERY))
+        mixed = tile.product(1, 1) + tile.pairs(2, QUERY) + tile.pairs(1, KEY)
+        d_scores = weights * (_kept(call, known, scores, mixed) + tile.pairs(4, QUERY))
+        if allowed is not None:
+            d_scores = jnp.where(allowed, d_scores, 0.0)
+        d_products, d_moving = done(pull, d_scores)
+        d_given = dict(zip(moving, d_moving, strict=True))
+        return _kept(call, known, scores, weights), d_products, d_given
+
+
+def _arrays(call: Call, inputs: Inputs) -> tuple[list[Array], list[Array]]:
+    """Returns query, key and value, finite and of padded widths; and NaN for those that were not.
+
+    The first of these two is ``[*B, N, T]``; the second, ``[*B, N, S]``, is of key and value.
+    """
+    query, key, value = calls.arrays_of(call, inputs)
+    is_bad = [~jnp.all(jnp.isfinite(x), axis=-1) for x in (query, key, value)]
+    of_heads = jnp.repeat(is_bad[1] | is_bad[2], call.group_size, axis=-2)
+    bad = [jnp.where(x, jnp.nan, 0).astype(call.dtype) for x in (is_bad[0], of_heads)]
+    return [_padded(x) for x in (query, key, value)], bad
+
+
+def _padded(x: Array) -> Array:
+    x = jnp.where(jnp.isfinite(x), x, 0)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % TILED)])
+
+
+def _vectors(call: Call, given: Sequence[Array], order: frozenset[str]) -> list[Array]:
+    """Returns what ``of_pairs`` gives as a walk takes it."""
+    found = []
+    for x, array in zip(call.pairs.inputs, given, strict=True):
+        if x.is_cut:
+            found.append(array if order == QUERY else jnp.swapaxes(array, -1, -2))
+        else:
+            found.append(array[..., 0, :])
+    return found
+
+
+def _given(call: Call, tile: Tile, first: int) -> dict[Value, Array]:
+    """Returns what the pairs take from outside; so much else is known before it."""
+    known = {}
+    for n, x in enumerate(call.pairs.inputs):
+        found = tile.pairs(first + n, x.depends, is_cut=x.is_cut)
+        known[x] = found != 0 if x.dtype == bool else found
+    return known
+
+
+def _products(call: Call, tile: Tile) -> Float[Array, "r c"]:
+    return tile.product(0, 0) + tile.pairs(0, QUERY) + tile.pairs(1, KEY)
+
+
+def _allowed(call: Call, tile: Tile, known: Any, is_full: bool) -> Bool[Array, "r c"] | None:
+    if is_full or not call.is_masked:
+        return None
+    allowed = call.pairs.inner(known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
+    return jnp.broadcast_to(allowed, tile.shape)
+
+
+def _scores(call: Call, known: Any, products: Array, allowed: Array | None) -> Array:
+    return call.pairs.inner(known, products, SCORES if allowed is None else MASKED_SCORES)
+
+
+def _kept(call: Call, known: Any, scores: Array, x: Array) -> Array:
+    return x * call.pairs.inner(known, scores, FACTORS) if call.has_dropout else x

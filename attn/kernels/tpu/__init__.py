@@ -1,0 +1,36 @@
+"""The two passes of first order for TPU."""
+
+import jax.numpy as jnp
+
+from attn.kernels.call import Call
+from attn.kernels.tpu.backward import backward
+from attn.kernels.tpu.forward import forward
+from attn.overrides import Refused
+from attn.spread import shares_of
+
+__all__ = ["backward", "check", "forward"]
+
+LANES = 128
+"""Of a register: sides of tiles are multiples."""
+MOST_TILES = 2**17
+"""As many as a list of them has room for, where a kernel can read it."""
+MOST_DISTANCES = 2**19
+"""As many sums along diagonals as there is room for in a chip's fast memory."""
+
+
+def check(call: Call) -> None:
+    """Raises ``Refused`` if the hardware cannot take the call; interpreted, all is taken."""
+    if call.interpret:
+        return
+    grid = call.plan.grid
+    sides = grid.query_side, grid.key_side
+    if any(side % LANES for side in sides):
+        raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {LANES}")
+    if call.dtype != jnp.float32:
+        raise Refused(f"it is computed in {call.dtype}")
+    rows, columns = (share.count for share in shares_of(grid, call.plan.ring))
+    if rows * columns > MOST_TILES:
+        raise Refused(f"it has more than {MOST_TILES} tiles")
+    distances = call.pairs.distances.count * sum(sides)
+    if distances > MOST_DISTANCES and any(x.is_diagonal for x in call.pairs.inputs):
+        raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")

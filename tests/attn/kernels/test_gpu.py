@@ -1,0 +1,187 @@
+"""Kernels for GPU, without one: lowered for CUDA on this machine, and simulated on it.
+
+What they compute, the conformance suite compares, interpreted. Lowering is all that can be done
+without a GPU: no machine code has been made of them, and nothing has run.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.core import LANExWG_SEMANTICS
+from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax._src.pallas.mosaic_gpu.lowering import mosaic_lowering_rules
+
+import attn
+from attn import kernels, masks, scores
+from attn.arguments import resolve
+from attn.kernels.gpu import operations, passes, walk
+from attn.overrides import IF_NAMED
+from attn.plan import plan
+from attn.spread import shares_of
+from attn.tiles import OF_KERNELS
+
+B, T, S, N, K, H, V = 2, 384, 640, 4, 2, 64, 128
+RNG = np.random.default_rng(0)
+IDS = [jnp.asarray(np.sort(RNG.integers(0, 4, (B, n)))) for n in (T, S)]
+
+
+def arrays(dtype=jnp.bfloat16, *, width=H, value_width=V, lengths=(T, S)):
+    shapes = (lengths[0], N, width), (lengths[1], K, width), (lengths[1], K, value_width)
+    return [jnp.asarray(RNG.normal(size=(B, *shape)), dtype) for shape in shapes]
+
+
+def decayed(score, at, params):
+    return jnp.tanh(score) * params["a"][at.head] - params["b"] * jnp.abs(at.query - at.key)
+
+
+CALLS = {
+    "plain": {},
+    "causal, odd": {"is_causal": True, "lengths": (200, 333)},
+    "traced segments": {"segments": IDS},
+    "window or prefix, lengths": {
+        "mask": masks.Window(40, 3) | masks.Prefix(20),
+        "key_value_seq_lengths": np.array([600, 17]),
+    },
+    "a mask of one's own": {"mask": masks.Where(lambda at: (at.query * 3 + at.key) % 5 != 0)},
+    "a score of one's own": {
+        "score": decayed,
+        "score_params": {"a": jnp.arange(1.0, N + 1), "b": jnp.float32(0.1)},
+    },
+    "ALiBi, soft cap": {
+        "score": scores.Chain(scores.ALiBi(np.full(N, 0.1, np.float32)), scores.SoftCap(20.0))
+    },
+    "bias, dense mask": {
+        "bias": np.ones((1, N, T, S), np.float32),
+        "mask": RNG.random((T, S)) > 0.5,
+    },
+    "96 wide": {"width": 96, "value_width": 192},
+    "256 wide": {"width": 256, "value_width": 256},
+    "float16": {"dtype": jnp.float16},
+}
+
+
+def lowered(implementation, *, segments=None, bias=None, score_params=None, **options):
+    """The text of a program for CUDA of output, log-sum-exp and gradients."""
+    of_arrays = {
+        k: options.pop(k) for k in ("dtype", "width", "value_width", "lengths") if k in options
+    }
+    given = {"segments": segments, "bias": bias, "score_params": score_params}
+
+    def loss(arrays, given):
+        segments = given.pop("segments")
+        more = {k: x for k, x in given.items() if x is not None}
+        if segments is not None:
+            more["mask"] = masks.Segments(*segments)
+        output, lse = attn.dot_product_attention(
+            *arrays, **options, **more, implementation=implementation, return_residual=True
+        )
+        return jnp.sum(output.astype(jnp.float32)) + jnp.sum(jnp.where(lse > -9, lse, 0))
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    traced = gradient.trace(arrays(**of_arrays), dict(given))
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_is_lowered_for_cuda(name):
+    text = lowered("fused", **CALLS[name])
+    found = re.findall(r"custom_call @mosaic_gpu\S*", text)
+    assert len(found) == (4 if name == "256 wide" or name == "96 wide" else 3)
+    if "bias" not in name:
+        sizes = "|".join(f"{t}x{s}" for t in (T, S) for s in (T, S) if (t, s) != (T, T))
+        assert not re.search(rf"tensor<(\d+x)*({sizes})x", text), "nothing of T x S"
+
+
+def test_where_nothing_is_named_loops_over_tiles_run():
+    assert "mosaic_gpu" not in lowered(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": jnp.float32}, "it is of float32; products are of bfloat16 or float16"),
+        ({"width": 320, "value_width": 64}, "its heads are 320 wide, more than 256"),
+        ({"score": scores.RelativeBias(jnp.zeros((8, N)))}, "it has a bias of distances"),
+        ({"score": lambda s, at, _: jnp.sqrt(jnp.abs(s) + 1)}, "has not: sqrt"),
+        ({"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)}, "what a kernel has not"),
+    ],
+)
+def test_what_it_cannot_take_is_said(options, message):
+    with pytest.raises(ValueError, match=message):
+        lowered("fused", **options)
+
+
+def test_operations_are_those_that_mosaic_has():
+    has = {primitive.name for primitive in mosaic_lowering_rules[LANExWG_SEMANTICS]}
+    assert has >= operations.HAS
+    assert not operations.INSTEAD.keys() & has
+
+
+@pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])
+def test_vmap_adds_lanes(mapped, monkeypatch):
+    """Lanes of the kernel, of lists of tiles that differ by lane too."""
+    monkeypatch.setitem(IF_NAMED, "cpu", {"kernels": "gpu", "interpret": True})
+    shapes = (2, 19, N, 8), (2, 23, K, 8), (2, 23, K, 8)
+    query, key, value = (jnp.asarray(RNG.normal(size=x), jnp.float32) for x in shapes)
+    ids = [jnp.asarray(np.sort(RNG.integers(0, 3, (2, n)))) for n in (19, 23)]
+
+    def attend(implementation, query, key, value, *ids):
+        mask = masks.Segments(*ids) & masks.Causal()
+        attention = functools.partial(
+            attn.dot_product_attention, mask=mask, implementation=implementation
+        )
+        loss = lambda *x: jnp.sum(attention(*x) ** 2)  # noqa: E731
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(query, key, value)
+
+    def both(implementation):
+        one = functools.partial(attend, implementation)
+        if mapped == "all":
+            return jax.vmap(one)(query, key, value, *ids)
+        if mapped == "keys and their ids":
+            some = jax.vmap(one, (None, 0, None, None, 0))
+            return some(query[0], key, value[0], ids[0][0], ids[1])
+        twice = jax.vmap(jax.vmap(one), (0, None, None, None, None))
+        return twice(jnp.stack([query, 2 * query]), key, value, *ids)
+
+    found, expected = both("fused"), both("blockwise")
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, found, expected)
+
+
+def first_order(options, *, lengths):
+    """Output, log-sum-exp and cotangents by kernels of whole size, and no hardware."""
+    query, key, value = arrays(lengths=lengths, value_width=64)
+    resolved = resolve(query, key, None, None, **options)
+    call, context, params = plan(
+        query, key, resolved.mask, resolved.score, None, 0.0, OF_KERNELS["gpu"], None, True
+    )
+    inputs = call.arrange(params, query, key, value, None, resolved.scale)
+    taken = kernels.check(call, context, inputs, kernels="gpu", interpret=True)
+
+    @jax.jit
+    def both(context, inputs):
+        shares = shares_of(call.grid, None)
+        output, lse = passes.forward(taken, context, inputs, shares)
+        d_output = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        given = lse, d_output, -jnp.sum(d_output * output, axis=-3)
+        return output, lse, passes.backward(taken, context, inputs, *given, shares)
+
+    return both(context, inputs)
+
+
+@pytest.mark.slow
+def test_its_threads_wait_for_each_other(monkeypatch):
+    """Simulated with its barriers and copies, it neither waits for ever nor reads too soon."""
+    call = {"is_causal": True}, {"lengths": (130, 300)}
+    expected = first_order(call[0], **call[1])
+    params = InterpretGPUParams(detect_races=True)
+    simulated = lambda *x: walk.walk_of(*x)._replace(simulated=params)  # noqa: E731
+    monkeypatch.setattr(passes, "walk_of", simulated)
+    found = first_order(call[0], **call[1])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+    assert not get_races().races_found
