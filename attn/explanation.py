@@ -110,17 +110,17 @@ def explain(
         arguments.check_choice("platform", platform, _NAMED)
     platform = platform or jax.default_backend()
     has_kernels = options_of(platform, is_named=False) is not None
-    how = options_of(platform, is_named=named == "fused")
-    refusal = None if how is None else _refusal(query, key, value, shapes[3], resolved, how)
+    how = options_of(platform, is_named=True)
+    is_asked = named == "fused" or (how is not None and not how["interpret"])
+    refusal = _refusal(query, key, value, shapes[3], resolved, how) if how and is_asked else None
     if named == "fused" and refusal is not None:
         raise refusal
     default = "fused" if has_kernels and refusal is None else "blockwise"
     name = named or default
-    elsewhere = options_of(platform, is_named=True)
-    if elsewhere is None or elsewhere["interpret"]:
-        not_here = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
+    if is_asked:
+        not_here = f"its kernels have not been on a {platform} yet: it runs if it is named"
     else:
-        not_here = f"its kernels have not run on {platform} yet: they do if it is named"
+        not_here = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
     refused = {
         "fused": not_here if refusal is None else refusal.reason,
         "blockwise": "the kernels are faster: it runs if it is named",

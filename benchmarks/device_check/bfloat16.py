@@ -186,7 +186,7 @@ def bfloat16(check: Check) -> bool:
     every = {name: x for name, x in calls(length).items() if wanted is None or name in wanted}
     by_formula = functools.cache(lambda name: expected(every[name], length))
     results: dict[str, dict[str, Any]] = {}
-    named = implementations()
+    named = implementations("bfloat16")
 
     def result(name: str, attend: Callable) -> dict[str, float] | str | None:
         if check.is_late():

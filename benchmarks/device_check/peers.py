@@ -145,7 +145,8 @@ def splash(work: Work) -> Callable[..., Any] | None:
 def jax_peers() -> dict[str, Peer]:
     """Returns ours, and those of JAX, that there are on this platform."""
     names = {"default": "attn"}
-    found = {names.get(n, f"attn {n}"): ours(attend) for n, attend in in_linear_memory().items()}
+    every = in_linear_memory("bfloat16")
+    found = {names.get(n, f"attn {n}"): ours(attend) for n, attend in every.items()}
     found["jax.nn xla"] = jax_nn("xla")
     if jax.default_backend() == "gpu":
         found["jax.nn cudnn"] = jax_nn("cudnn")

@@ -165,8 +165,11 @@ def test_a_platform_that_is_not_here():
     assert [y.implementation for y in found.values()] == ["blockwise", "blockwise", "fused"]
     assert found["tpu"].tile == (512, 512)
     assert found["gpu"].refused["fused"] == (
-        "its kernels have not run on gpu yet: they do if it is named"
+        "its kernels have not been on a gpu yet: it runs if it is named"
     )
+    y = jax.ShapeDtypeStruct(x.shape, "float32")
+    reason = attn.explain(y, y, y, platform="gpu").refused["fused"]
+    assert reason == "it is of float32; products are of bfloat16 or float16"
     named = attn.explain(x, x, x, platform="gpu", implementation="fused")
     assert (named.implementation, named.tile) == ("fused", (128, 128))
     with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):

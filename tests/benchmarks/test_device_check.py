@@ -156,8 +156,8 @@ def test_a_part_whose_time_is_over_begins_nothing_more(check, monkeypatch, part)
         assert not found["rows"]
 
 
-def quadratic_and_wrong():
-    """Attention that forgets scale and, of masks, all but causality."""
+def quadratic_and_wrong(dtype="float32"):
+    """Attention that forgets scale and, of masks, all but causality; in any dtype."""
 
     def attend(query, key, value, is_causal=False, mask=None, **_):
         return jax.nn.dot_product_attention(query, key, value, scale=1.0, is_causal=is_causal)
