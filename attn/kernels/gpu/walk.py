@@ -8,7 +8,7 @@ known of each query, key or pair is read where it is used.
     sums = start()      sums = visit(tile, sums) for each tile      finish(sums)
 
 Letters: ``*B`` leading axes, N query heads, K key heads; n queries or keys of the side that stays,
-m of the other, W a width; r = ``ROWS`` and c the sides of what a group sees at once.
+m of the other, W a width; r and c the sides of what a group sees at once.
 """
 
 import contextlib
@@ -205,10 +205,11 @@ class Walk(NamedTuple):
           stay: of the side that stays, ``[*B, N or K, n, W]``.
           come: of the other side, ``[*B, N or K, m, W]``.
           known: read where it is used, ``[*B, N, ...]``, with 1 where it is the same for all.
-          start: gives sums; from those of the head before, None for the first.
+          start: gives sums.
           visit: of a ``Tile`` and sums gives sums; ``is_full`` is whether all its pairs take part.
-          finish: of the results' references at what stays, those of its head and those of its key
-            head, and of sums, writes results.
+          finish: of references to the results, of what gives their part at what stays (of a head,
+            or of its key head, ``is_of_keys``), and of sums: writes them, and returns the sums that
+            the next head which shares these keys begins with.
           outs: shapes and dtypes of the results.
           cuts: which results are of pairs; they are 0 in tiles that are not visited.
         """
