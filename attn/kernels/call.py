@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn.devices import example, vary, varying
-from attn.kernels.pairwise import KEY, Split, Value, split
+from attn.kernels.pairwise import Split, split
+from attn.kernels.values import KEY, Value
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
 from attn.tiles import Share, Tile, cut

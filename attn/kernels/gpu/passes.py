@@ -24,7 +24,7 @@ from attn.kernels import call as calls
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float, summed
 from attn.kernels.gpu.operations import done
 from attn.kernels.gpu.walk import TILED, Tile, across, walk_of
-from attn.kernels.pairwise import KEY, QUERY, Value
+from attn.kernels.values import KEY, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attn.devices import unvarying, vary, varying
 from attn.kernels.call import Call
-from attn.kernels.pairwise import KEY, QUERY
+from attn.kernels.values import KEY, QUERY
 from attn.overrides import Opaque
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, Share, agreed

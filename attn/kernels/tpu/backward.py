@@ -24,10 +24,10 @@ from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
 from attn.kernels.call import Call, is_float, summed
-from attn.kernels.pairwise import KEY, NEITHER, QUERY, Value
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
+from attn.kernels.values import KEY, NEITHER, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

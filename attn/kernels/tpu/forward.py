@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from attn.kernels import call as calls
 from attn.kernels.call import Call
-from attn.kernels.pairwise import NEITHER, QUERY
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
+from attn.kernels.values import NEITHER, QUERY
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

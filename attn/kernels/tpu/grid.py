@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from attn.devices import unvarying, vary, varying
 from attn.kernels.call import Call
-from attn.kernels.pairwise import DISTANCE, KEY, NEITHER, QUERY, Value
+from attn.kernels.values import DISTANCE, KEY, NEITHER, QUERY, Value
 from attn.overrides import Opaque
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, MIXED, Share, agreed

@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
-from attn.kernels.pairwise import KEY, Value, repeated
+from attn.kernels.values import KEY, Value, repeated
 
 ROWS_AT_ONCE = 32
 """That ``onto_diagonals`` adds up, before it turns them against each other."""

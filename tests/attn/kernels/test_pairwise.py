@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from attn.indices import along_diagonals
-from attn.kernels.pairwise import KEY, NEITHER, QUERY, split
+from attn.kernels.pairwise import split
+from attn.kernels.values import KEY, NEITHER, QUERY
 from attn.overrides import Refused
 from attn.tiles import Share
 
