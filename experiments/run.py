@@ -119,7 +119,9 @@ def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console:
         folder = run(config, name, RUNS, console)
         return report_on([folder], folder.path, "", console)
     for name, config in configs.items():
-        console.print(f"{name:<16} {budget(config)}", highlight=False)
+        console.print(f"{name:<16} {budget(config)}", highlight=False, soft_wrap=True)
+    tokens = sum(x.tokens_per_run * x.runs_per_model * len(x.models) for x in configs.values())
+    console.print(f"{'all':<16} {tokens / 1e6:,.1f} M tokens", highlight=False)
     folders, lost = [], []
     for name, config in configs.items():
         try:
@@ -254,7 +256,7 @@ def report_on(folders: list[RunFolder], page: pathlib.Path, claim: str, console:
         pages = report.write(folders, page, claim)
     for folder in folders:
         console.print(report.terminal_table(folder))
-    console.print(f"report: {' and '.join(map(str, pages))}")
+    console.print(f"report: {' and '.join(map(str, pages))}", soft_wrap=True)
 
 
 if __name__ == "__main__":
