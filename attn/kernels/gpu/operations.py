@@ -14,12 +14,55 @@ from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_
 HAS = frozenset(
     """
     abs add and atan2 broadcast_in_dim clamp convert_element_type cos div eq erf exp exp2
-    ge gt integer_pow le log logistic lt max min mul ne neg not or rem round rsqrt select_n sign sin
-    square sub tanh xor
+    ge gt integer_pow le log logistic lt max min mul ne neg not or rem round rsqrt select_n
+    shift_left shift_right_logical sign sin square sub tanh xor
     """.split()  # noqa: SIM905
 )
 """In the layout of a product, as of jax 0.10."""
-INSTEAD = {"add_any": lax.add, "stop_gradient": lambda x: x, "copy": lambda x: x}
+
+
+def _log1p(x):
+    """Goldberg, "What every computer scientist should know about floating-point", theorem 4."""
+    u = 1 + x
+    return jnp.where((u == 1) | (u == jnp.inf), x, x * jnp.log(u) / (u - 1))
+
+
+def _expm1(x):
+    """Kahan's: the error of ``exp`` and that of ``log`` take each other away."""
+    u = jnp.exp(x)
+    is_moderate = (u != 1) & (u - 1 != -1) & (u < jnp.inf)
+    logarithm = jnp.log(jnp.where(is_moderate, u, 2))
+    return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * x / logarithm, u - 1))
+
+
+def _sqrt(x):
+    return jnp.where((x == 0) | (x == jnp.inf), x, x * lax.rsqrt(x))
+
+
+def _threefry2x32(key0, key1, x0, x1):
+    """Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011: 20 rounds."""
+    keys = key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA)
+    rotations = (13, 15, 26, 6), (17, 29, 16, 24)
+    x0, x1 = x0 + key0, x1 + key1
+    for n in range(5):
+        for distance in rotations[n % 2]:
+            x0 = x0 + x1
+            x1 = x1 << jnp.uint32(distance) | x1 >> jnp.uint32(32 - distance)
+            x1 = x0 ^ x1
+        x0, x1 = x0 + keys[(n + 1) % 3], x1 + keys[(n + 2) % 3] + jnp.uint32(n + 1)
+    return x0, x1
+
+
+INSTEAD: dict[str, Callable] = {
+    "add_any": lax.add,
+    "copy": lambda x: x,
+    "expm1": _expm1,
+    "is_finite": lambda x: x - x == 0,
+    "log1p": _log1p,
+    "sqrt": _sqrt,
+    "stop_gradient": lambda x: x,
+    "threefry2x32": _threefry2x32,
+}
 """What is the same as one that it has not."""
 
 
@@ -85,7 +128,8 @@ def _run(closed: ClosedJaxpr, leaves: Sequence[Any]) -> list[Any]:
         if (called := _called(equation)) is not None:
             found = _run(called, operands)
         elif name in INSTEAD:
-            found = [INSTEAD[name](*operands)]
+            found = INSTEAD[name](*operands)
+            found = found if equation.primitive.multiple_results else [found]
         else:
             params = equation.primitive.get_bind_params(equation.params)
             found = equation.primitive.bind(*operands, **params)

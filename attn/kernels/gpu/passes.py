@@ -303,13 +303,17 @@ def _products(call: Call, tile: Tile) -> Float[Array, "r c"]:
 def _allowed(call: Call, tile: Tile, known: Any, is_full: bool) -> Bool[Array, "r c"] | None:
     if is_full or not call.is_masked:
         return None
-    allowed = call.pairs.inner(known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
+    allowed = _inner(call, known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
     return jnp.broadcast_to(allowed, tile.shape)
 
 
 def _scores(call: Call, known: Any, products: Array, allowed: Array | None) -> Array:
-    return call.pairs.inner(known, products, SCORES if allowed is None else MASKED_SCORES)
+    return _inner(call, known, products, SCORES if allowed is None else MASKED_SCORES)
 
 
 def _kept(call: Call, known: Any, scores: Array, x: Array) -> Array:
-    return x * call.pairs.inner(known, scores, FACTORS) if call.has_dropout else x
+    return x * _inner(call, known, scores, FACTORS) if call.has_dropout else x
+
+
+def _inner(call: Call, known: dict[Value, Array], scores: Array, which: int) -> Array:
+    return done(lambda scores: call.pairs.inner(known, scores, which), scores)

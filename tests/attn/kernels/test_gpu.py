@@ -15,6 +15,7 @@ from jax._src.pallas.mosaic_gpu.core import LANExWG_SEMANTICS
 from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax._src.pallas.mosaic_gpu.lowering import mosaic_lowering_rules
+from jax.extend.random import threefry2x32_p
 
 import attn
 from attn import kernels, masks, scores
@@ -62,6 +63,10 @@ CALLS = {
     "96 wide": {"width": 96, "value_width": 192},
     "256 wide": {"width": 256, "value_width": 256},
     "float16": {"dtype": jnp.float16},
+    "dropout": {"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)},
+    "what it has not, by what it has": {
+        "score": lambda s, at, _: jnp.sqrt(s * s + 1) - jnp.log1p(jnp.abs(at.query - at.key))
+    },
 }
 
 
@@ -107,13 +112,31 @@ def test_where_nothing_is_named_loops_over_tiles_run():
         ({"dtype": jnp.float32}, "it is of float32; products are of bfloat16 or float16"),
         ({"width": 320, "value_width": 64}, "its heads are 320 wide, more than 256"),
         ({"score": scores.RelativeBias(jnp.zeros((8, N)))}, "it has a bias of distances"),
-        ({"score": lambda s, at, _: jnp.sqrt(jnp.abs(s) + 1)}, "has not: sqrt"),
-        ({"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)}, "what a kernel has not"),
+        ({"score": lambda s, at, _: jnp.cbrt(s)}, "has what a kernel has not: cbrt"),
     ],
 )
 def test_what_it_cannot_take_is_said(options, message):
     with pytest.raises(ValueError, match=message):
         lowered("fused", **options)
+
+
+X = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 9), jnp.array([0, jnp.inf, jnp.nan])])
+BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_jax", "arguments"),
+    [
+        ("expm1", jnp.expm1, [jnp.concatenate([X, -X])]),
+        ("is_finite", jnp.isfinite, [X]),
+        ("log1p", jnp.log1p, [jnp.concatenate([X, -X[:9]])]),
+        ("sqrt", jnp.sqrt, [jnp.concatenate([X, -X])]),
+        ("threefry2x32", lambda *x: tuple(threefry2x32_p.bind(*x)), BITS),
+    ],
+)
+def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, operations.INSTEAD[name](*arguments), of_jax(*arguments))
 
 
 def test_operations_are_those_that_mosaic_has():
