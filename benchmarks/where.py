@@ -13,7 +13,6 @@ import tyro
 
 import attn
 from attn import masks, scores
-from attn.overrides import Refused
 
 COLUMNS = {
     "CPU": ("cpu", None),
@@ -97,8 +96,8 @@ def _found(call: dict[str, Any], platform: str, implementation: str | None) -> s
     with jax.enable_x64(call["query"].dtype == "float64"):
         try:
             found = attn.explain(**call, platform=platform, implementation=implementation)
-        except Refused as refusal:
-            return f"refused: {refusal.reason}"
+        except ValueError as error:
+            return f"refused: {str(error).partition('not for it: ')[2]}"
     usual = attn.explain(**same("bfloat16"), platform=platform).implementation
     if usual == "fused" != found.implementation:
         return f"{found.implementation}: {found.refused['fused']}"
