@@ -5,9 +5,9 @@
     keys      dk += f'(ds)^T q       keys and values stay, queries and do come
               dv += (p z)^T do
 
-with the letters and the rule of ``attn.kernels.tpu``. A NaN or infinity in a
-query, key, value or cotangent is taken out before, for products would carry it into pairs that take
-no part; it stands beside as a NaN to add to the products of those that do.
+with the rule of ``attn.kernels.tpu.backward``. A NaN or infinity in a query, key, value or cotangent
+is taken out before, for products would carry it into pairs that take no part; it stands beside as a
+NaN to add to the products of those that do, and so what depends on one is NaN in all its features.
 
 Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
 widths; r and c the sides of what is seen at once, that which stays first.
@@ -85,8 +85,8 @@ def backward(
 ) -> Inputs:
     """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``.
 
-    Cost: seven matrix products a tile, eight for heads wider than 128; no memory but that of the
-    results and of copies of the arrays that are streamed.
+    Cost: seven matrix products a tile, nine for heads wider than 128; no memory but that of the
+    results and of copies of the arrays.
     """
     plan, operands = call.plan, calls.operands_of(context, inputs)
     moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
