@@ -5,9 +5,10 @@
     keys      dk += f'(ds)^T q       keys and values stay, queries and do come
               dv += (p z)^T do
 
-with the rule of ``attn.kernels.tpu.backward``. A NaN or infinity in a query, key, value or cotangent
-is taken out before, for products would carry it into pairs that take no part; it stands beside as a
-NaN to add to the products of those that do, and so what depends on one is NaN in all its features.
+with the rule of ``attn.kernels.tpu.backward``. A NaN or infinity in a query, key, value or
+cotangent is taken out before, for products would carry it into pairs that take no part; it stands
+beside as a NaN to add to the products of those that do, and so what depends on one is NaN in all
+its features.
 
 Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
 widths; r and c the sides of what is seen at once, that which stays first.
