@@ -74,8 +74,8 @@ ENVIRONMENT = {
 """Without these the compiler would look for a TPU."""
 SHOWN = "v5e"
 """A kind whose programs the compiler shows."""
-SHAPES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""Its slices."""
+SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+"""Its slices, by their chips."""
 
 
 class Compiled(NamedTuple):
@@ -204,16 +204,12 @@ def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
     if program is None:
         return found
     sent = _traffic_of(program)
-    if sent is None:
-        shape = next((x for x in SHAPES if _count(x) >= len(devices)), SHAPES[-1])
+    shape = next((shape for count, shape in SHAPES.items() if count >= len(devices)), None)
+    if sent is None and shape is not None:
         others = devices_of(f"{SHOWN}:{shape}")[: len(devices)]
-        _, program = _compiled(config, model, others) if len(others) == len(devices) else (0, None)
+        _, program = _compiled(config, model, others)
         sent = None if program is None else _traffic_of(program)
     return found._replace(traffic=sent)
-
-
-def _count(shape: str) -> int:
-    return math.prod(int(n) for n in shape.split("x"))
 
 
 def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled, Any]:

@@ -6,18 +6,20 @@ widths, t and s the sides of a tile.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from attn.devices import example, vary, varying
 from attn.kernels.pairwise import Split, split
 from attn.kernels.values import KEY, Value
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
-from attn.tiles import Share, Tile, cut
+from attn.tiles import FULL, Share, Tile, agreed, cut
 
 SCORES, MASKED_SCORES, ALLOWED, FACTORS = range(4)
 """The results of a function of pairs."""
@@ -144,6 +146,42 @@ def of_pairs(call: Call, operands: tuple[Any, ...], shares: tuple[Share, Share])
     return vary(found, varying(operands))
 
 
+def moving_of_pairs(
+    call: Call, context: Context, inputs: Inputs, shares: tuple[Share, Share]
+) -> tuple[list[Array], Callable]:
+    """Returns what ``of_pairs`` does, and its transpose.
+
+    The transpose takes the cotangents by value, perhaps of all lanes where the value is the same
+    for all, and returns those of ``inputs.bias``, ``inputs.scale`` and ``inputs.params``.
+    """
+    _, *some = operands_of(context, inputs)
+    moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
+
+    def moved(some):
+        given = of_pairs(call, (context, *some), shares)
+        return [given[n] for n in moving], given
+
+    _, pull, given = jax.vjp(moved, some, has_aux=True)
+
+    def transposed(found: dict[Value, Array]) -> tuple[Any, Any, Any]:
+        (d_some,) = pull([_summed(found[call.pairs.inputs[n]], given[n]) for n in moving])
+        return tuple(d_some)
+
+    return given, transposed
+
+
+def kinds_of(
+    call: Call, context: Context, shares: tuple[Share, Share]
+) -> Int[Array, "rows columns"]:
+    """Returns the kinds of the tiles at hand, on which all lanes agree."""
+    plan = call.plan
+    rows, columns = (share[jnp.arange(share.count)] for share in shares)
+    if plan.is_full:
+        return jnp.full((rows.size, columns.size), FULL, jnp.int32)
+    kinds = lax.map(lambda i: agreed(plan.kinds(context, i, columns)), rows)
+    return kinds.astype(jnp.int32)
+
+
 def _in_lanes(plan: Plan, x: Array) -> Array:
     """Returns ``[..., r, c]`` with the axes ``[*B, N, r, c]``, those of 1 as they are."""
     *lanes, rows, columns = x.shape
@@ -162,7 +200,7 @@ def is_float(x: Value) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def summed(x: Array, like: Array) -> Array:
+def _summed(x: Array, like: Array) -> Array:
     """Returns a cotangent summed over the axes along which what it is of is the same."""
     x = jnp.sum(x, [n for n in range(x.ndim - 1) if like.shape[n] == 1], keepdims=True)
     if x.shape[-1] != like.shape[-1]:

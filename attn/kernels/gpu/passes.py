@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
-from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float, summed
+from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
 from attn.kernels.gpu.operations import done
 from attn.kernels.gpu.walk import TILED, Tile, across, walk_of
 from attn.kernels.values import KEY, QUERY, Value
@@ -53,7 +53,7 @@ def forward(
         weights, correction = jnp.exp(scores - across(base, scores)), jnp.exp(maximum - base)
         numerator *= across(correction, numerator)
         denominator = correction * denominator + jnp.sum(weights, axis=1)
-        kept = _kept(call, known, scores, weights)
+        kept = _factors(call, known, scores) * weights
         return greatest, denominator, tile.mixed(numerator, kept, 1)
 
     def finish(written, at_rows, sums):
@@ -89,27 +89,18 @@ def backward(
     Cost: seven matrix products a tile, nine for heads wider than 128; no memory but that of the
     results and of copies of the arrays.
     """
-    plan, operands = call.plan, calls.operands_of(context, inputs)
-    moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
-
-    def moved(some):
-        given = calls.of_pairs(call, (context, *some), shares)
-        return [given[n] for n in moving], given
-
-    _, pull, given = jax.vjp(moved, operands[1:], has_aux=True)
-    arrays, bad = _arrays(call, inputs)
+    plan = call.plan
+    given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
+    (query, key, value), bad = _arrays(call, inputs)
     cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
     is_bad = ~jnp.all(jnp.isfinite(cotangents), axis=-1)
     of_queries = [jnp.where(is_bad, jnp.nan, 0).astype(call.dtype)]
     rows = (calls.of_heads(plan, x[..., None, :])[..., 0, :] for x in (finite(lse), d_lse))
-    query, key, value = arrays
     vectors = [*bad, *of_queries, *rows]
     every = _Backward(call, context, shares, query, key, value, _padded(cotangents), vectors)
     d_query, of_rows = every.of_queries(given)
     d_key, d_value, of_columns = every.of_keys(given)
-    found = of_rows | of_columns
-    d_given = [summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
-    ((d_bias, d_scale, d_params),) = pull(d_given)
+    d_bias, d_scale, d_params = transposed(of_rows | of_columns)
     width, value_width = call.widths
     return Inputs(
         query=jnp.moveaxis(calls.of_groups(plan, d_query[..., :width]), -1, -3),
@@ -147,11 +138,7 @@ class _Backward(NamedTuple):
             _, d_products, d_given = self.gradients(tile, is_full)
             for n, x in enumerate(cuts):
                 tile.write(1 + len(rows) + n, d_given[x].astype(call.dtype))
-            of_rows = [
-                total + jnp.sum(d_given[x].astype(call.dtype), axis=1)
-                for total, x in zip(of_rows, rows, strict=True)
-            ]
-            return tile.mixed(d_query, d_products, 0), of_rows
+            return tile.mixed(d_query, d_products, 0), _with(of_rows, rows, d_given)
 
         def finish(written, at_rows, sums):
             for ref, total in zip(written, [sums[0], *sums[1]], strict=False):
@@ -202,11 +189,7 @@ class _Backward(NamedTuple):
             weights, d_products, d_given = self.gradients(tile, is_full)
             from_queries = {"key": (d_products, 0), "value": (weights, 1)}
             of_keys = {name: tile.mixed(of_keys[name], *from_queries[name]) for name in of_keys}
-            of_columns = [
-                total + jnp.sum(d_given[x].astype(call.dtype), axis=1)
-                for total, x in zip(of_columns, columns, strict=True)
-            ]
-            return of_keys, of_columns
+            return of_keys, _with(of_columns, columns, d_given)
 
         def finish(written, at_rows, sums):
             of_keys, of_columns = sums
@@ -251,13 +234,22 @@ class _Backward(NamedTuple):
 
         scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
         weights = jnp.exp(scores - tile.pairs(3, QUERY))
+        factors = _factors(call, known, scores)
         mixed = tile.product(1, 1) + tile.pairs(2, QUERY) + tile.pairs(1, KEY)
-        d_scores = weights * (_kept(call, known, scores, mixed) + tile.pairs(4, QUERY))
+        d_scores = weights * (factors * mixed + tile.pairs(4, QUERY))
         if allowed is not None:
             d_scores = jnp.where(allowed, d_scores, 0.0)
         d_products, d_moving = done(pull, d_scores)
         d_given = dict(zip(moving, d_moving, strict=True))
-        return _kept(call, known, scores, weights), d_products, d_given
+        return factors * weights, d_products, d_given
+
+
+def _with(totals: list[Array], values: Sequence[Value], found: dict[Value, Array]) -> list[Array]:
+    """Returns the totals of what stays, with what is found of pairs."""
+    return [
+        total + jnp.sum(found[x].astype(total.dtype), axis=1)
+        for total, x in zip(totals, values, strict=True)
+    ]
 
 
 def _arrays(call: Call, inputs: Inputs) -> tuple[list[Array], list[Array]]:
@@ -312,8 +304,9 @@ def _scores(call: Call, known: Any, products: Array, allowed: Array | None) -> A
     return _inner(call, known, products, SCORES if allowed is None else MASKED_SCORES)
 
 
-def _kept(call: Call, known: Any, scores: Array, x: Array) -> Array:
-    return x * _inner(call, known, scores, FACTORS) if call.has_dropout else x
+def _factors(call: Call, known: Any, scores: Array) -> Any:
+    """Returns ``z / (1 - rate)``, of dropout; 1 without."""
+    return _inner(call, known, scores, FACTORS) if call.has_dropout else 1
 
 
 def _inner(call: Call, known: dict[Value, Array], scores: Array, which: int) -> Array:

@@ -26,11 +26,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
 from attn.devices import unvarying, vary, varying
-from attn.kernels.call import Call
+from attn.kernels.call import Call, kinds_of
 from attn.kernels.values import KEY, QUERY
 from attn.overrides import Opaque
 from attn.plan import Context
-from attn.tiles import EMPTY, FULL, Share, agreed
+from attn.tiles import EMPTY, FULL, Share
 
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 """What products are summed in."""
@@ -60,12 +60,7 @@ def lists_of(
     call: Call, context: Context, order: frozenset[str], shares: tuple[Share, Share]
 ) -> Lists:
     """Returns which tiles of keys blocks of queries visit (QUERY), or the other way (KEY)."""
-    plan = call.plan
-    rows, columns = (share[jnp.arange(share.count)] for share in shares)
-    if plan.is_full:
-        kinds = jnp.full((rows.size, columns.size), FULL)
-    else:
-        kinds = lax.map(lambda i: agreed(plan.kinds(context, i, columns)), rows)
+    kinds = kinds_of(call, context, shares)
     kinds = kinds.T if order == KEY else kinds
     is_full, is_visited = kinds == FULL, kinds != EMPTY
     rank = jnp.where(is_full, 0, jnp.where(is_visited, 1, 2))

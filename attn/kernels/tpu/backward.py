@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
-from attn.kernels.call import Call, is_float, summed
+from attn.kernels.call import Call, is_float
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
@@ -57,22 +57,13 @@ def backward(
     """
     plan = call.plan
     query, key, value = calls.arrays_of(call, inputs)
-    operands = calls.operands_of(context, inputs)
-    moving = [n for n, x in enumerate(call.pairs.inputs) if is_float(x)]
-
-    def moved(some):
-        given = calls.of_pairs(call, (context, *some), shares)
-        return [given[n] for n in moving], given
-
-    _, pull, given = jax.vjp(moved, operands[1:], has_aux=True)
+    given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
     cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
     rows = [calls.of_heads(plan, x[..., None, :]) for x in (finite(lse), d_lse)]
     arrays = _Arrays(query, key, value, given, cotangents, *rows)
     d_query, of_queries = _along_rows(call, context, shares, arrays)
     d_key, d_value, of_keys = _along_columns(call, context, shares, arrays)
-    found = of_queries | of_keys
-    d_given = [summed(found[call.pairs.inputs[n]], given[n]) for n in moving]
-    ((d_bias, d_scale, d_params),) = pull(d_given)
+    d_bias, d_scale, d_params = transposed(of_queries | of_keys)
     return Inputs(
         query=jnp.swapaxes(calls.of_groups(plan, d_query), -3, -2),
         key=jnp.swapaxes(d_key, -1, -2),

@@ -20,11 +20,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
 from attn.devices import unvarying, vary, varying
-from attn.kernels.call import Call
+from attn.kernels.call import Call, kinds_of
 from attn.kernels.values import DISTANCE, KEY, NEITHER, QUERY, Value
 from attn.overrides import Opaque
 from attn.plan import Context
-from attn.tiles import EMPTY, FULL, MIXED, Share, agreed
+from attn.tiles import EMPTY, FULL, MIXED, Share
 
 _KIND, _IS_FIRST, _IS_LAST, _DISTANCE = 3, 4, 8, 4
 """Bits of what is known of a step, and how many there are below its distance."""
@@ -45,13 +45,8 @@ def steps_of(
     call: Call, context: Context, along: frozenset[str], shares: tuple[Share, Share]
 ) -> Steps:
     """Returns the tiles that are visited: row by row along queries, or column by column."""
-    plan = call.plan
+    kinds = kinds_of(call, context, shares)
     rows, columns = (share[jnp.arange(share.count)] for share in shares)
-    if plan.is_full:
-        kinds = jnp.full((rows.size, columns.size), FULL)
-    else:
-        kinds = lax.map(lambda i: agreed(plan.kinds(context, i, columns)), rows)
-    kinds = kinds.astype(jnp.int32)
     outer, inner = (lax.broadcasted_iota(jnp.int32, kinds.shape, axis) for axis in (0, 1))
     places = outer << 16 | inner
     distances = call.pairs.distances.index(rows[:, None], columns).astype(jnp.int32)
