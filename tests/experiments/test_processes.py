@@ -152,7 +152,7 @@ def test_one_that_fails_stops_the_others(tmp_path):
         (folder / "metrics.jsonl").unlink()
         (folder / "metrics.jsonl").mkdir()
         errors = [process.communicate(timeout=120)[1] for process in every]
-    assert [process.returncode for process in every] == [1, 1]
+    assert all(process.returncode for process in every)
     assert "process 0 of 2 failed: [Errno 21] Is a directory" in errors[0]
     assert "another" in errors[1]
 
@@ -164,7 +164,7 @@ def test_a_folder_at_which_others_work_stops_all(tmp_path):
         with processes(tmp_path, 2, steps=10 * LONGER) as every:
             errors = [process.communicate(timeout=120)[1] for process in every]
         assert first.poll() is None
-    assert all(process.returncode == 1 for process in every)
+    assert all(process.returncode for process in every)
     assert "another process is at work here" in errors[0]
 
 
