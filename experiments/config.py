@@ -123,7 +123,7 @@ class TrainConfig:
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 64
-    """Rows a step; every row is fresh."""
+    """Rows a step, drawn anew; of real data and of ListOps from a pool of rows."""
     steps_per_dispatch: int = 25
     """Steps that run on the device without coming back to the host; metrics are their means."""
     stop_accuracy: float | None = None

@@ -149,20 +149,19 @@ def columns(answers: Answers, groups: list[Any]) -> dict[str, list[float]]:
 
 
 def score(answers: Answers, group: Any) -> dict[str, Any]:
-    """Returns accuracy and loss over a group of answers, and a 95 % interval of the loss.
+    """Returns accuracy and loss over a group of answers, and 95 % intervals of both.
 
-    The interval takes rows as independent. That of accuracy follows from the numbers
-    (``statistics.wilson_interval``).
+    The intervals take rows as independent, and answers of a row as no more than one. Where all are
+    right, or all wrong, that of accuracy has no width.
     """
-    loss = answers.loss[group]
-    spread = np.bincount(np.nonzero(group)[0], loss - loss.mean(), minlength=len(group))
-    half = 1.96 * math.sqrt(np.sum(spread**2)) / len(loss)
-    return {
-        "answers": len(loss),
-        "accuracy": rounded(answers.right[group].mean()),
-        "loss": rounded(loss.mean()),
-        "loss_interval": [rounded(loss.mean() - half), rounded(loss.mean() + half)],
-    }
+    found: dict[str, Any] = {"answers": int(group.sum())}
+    for name, of_answers in (("accuracy", answers.right), ("loss", answers.loss)):
+        values = of_answers[group].astype(np.float64)
+        spread = np.bincount(np.nonzero(group)[0], values - values.mean(), minlength=len(group))
+        half = 1.96 * math.sqrt(np.sum(spread**2)) / len(values)
+        found[name] = rounded(values.mean())
+        found[f"{name}_interval"] = [rounded(values.mean() - half), rounded(values.mean() + half)]
+    return found
 
 
 def distance_bins(distances: Any) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@
           checkpoints/N/        states after N steps
         search.json             how the rates did, which was chosen
         evaluation.json         what the fresh runs reached, what is seen inside one
-        cost.json               seconds; time and memory of a step by length
+        cost.json               seconds of all starts; time and memory of a step by length
       figures/  report.*        what a reader looks at
       finished.json             written last: floors, seconds of the last start
     runs/SUITE-DIGEST/          of a suite: its claim and its runs, in order (suite.json), its page
@@ -134,10 +134,24 @@ class SuiteFolder:
 
     @classmethod
     def of(
-        cls, claim: str, folders: list[RunFolder], name: str, parent: pathlib.Path
+        cls,
+        claim: str,
+        folders: list[RunFolder],
+        commands: dict[str, list[str]],
+        name: str,
+        parent: pathlib.Path,
     ) -> "SuiteFolder":
-        """Returns the folder of the suite of these runs, made with its suite.json."""
-        kept = {"claim": claim, "runs": [folder.path.name for folder in folders]}
+        """Returns the folder of the suite of these runs, made with its suite.json.
+
+        Args:
+          claim: what they show together.
+          folders: the runs.
+          commands: by a folder's name, arguments of ``experiments.run`` that make it alone.
+          name: of the suite.
+          parent: where its folder is made.
+        """
+        runs = [folder.path.name for folder in folders]
+        kept = {"claim": claim, "runs": runs, "commands": commands}
         text = json.dumps(kept, indent=2) + "\n"
         suite = cls(parent / f"{name}-{digest(text)}")
         suite.path.mkdir(parents=True, exist_ok=True)
@@ -153,6 +167,11 @@ class SuiteFolder:
     def claim(self) -> str:
         """What the runs show together."""
         return read_json(self.path / "suite.json")["claim"]
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """By the name of a run's folder, arguments of ``experiments.run`` that make it alone."""
+        return read_json(self.path / "suite.json")["commands"]
 
     @property
     def folders(self) -> list[RunFolder]:
@@ -194,6 +213,15 @@ class ModelRecord:
         write_json(self.path / "search.json", search)
 
     @property
+    def cost(self) -> dict[str, Any]:
+        """What the model has cost so far."""
+        return read_json(self.path / "cost.json") or {}
+
+    def write_cost(self, cost: dict[str, Any]) -> None:
+        """Keeps what the model has cost: it stands apart, for it is never the same twice."""
+        write_json(self.path / "cost.json", cost)
+
+    @property
     def is_evaluated(self) -> bool:
         """Whether the evaluation has been written."""
         return (self.path / "evaluation.json").exists()
@@ -201,11 +229,11 @@ class ModelRecord:
     @property
     def evaluation(self) -> dict[str, Any]:
         """What ``experiments.sweep`` found and what it cost, once it is written."""
-        return read_json(self.path / "evaluation.json") | read_json(self.path / "cost.json")
+        return read_json(self.path / "evaluation.json") | self.cost
 
     def write_evaluation(self, evaluation: dict[str, Any], cost: dict[str, Any]) -> None:
-        """Keeps the evaluation, and apart from it what is never the same twice."""
-        write_json(self.path / "cost.json", cost)
+        """Keeps the evaluation, and apart from it the whole cost."""
+        self.write_cost(cost)
         write_json(self.path / "evaluation.json", evaluation)
 
 

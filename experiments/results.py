@@ -7,7 +7,6 @@ not ask for that, the first that it asked for.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from experiments import statistics
@@ -142,38 +141,48 @@ class Results:
             observed.append(reached is not None)
         return statistics.kaplan_meier(times, observed)
 
-    def repeated_mean_interval(self, model: str) -> tuple[float, float]:
-        """Returns where the mean accuracy of as many other seeds falls; infinite for one seed."""
-        low, high = statistics.repeated_mean_interval(self.scores(model, "accuracy"))
-        return (low, high) if math.isinf(low) else (max(low, 0.0), min(high, 1.0))
+    def mean(
+        self, model: str, metric: str = "accuracy", length: int | None = None, group: str = ""
+    ) -> tuple[float, tuple[float, float]]:
+        """Returns the mean of a model's seeds, and where that of as many other seeds falls.
+
+        The interval is ``statistics.repeated_mean_interval``, and of accuracy at least Wilson's
+        over all their answers, which seeds that happen to agree would fall below. Of one seed it
+        is that over test rows, which says nothing of other seeds.
+
+        Args:
+          model: one of ``models``.
+          metric: ``accuracy`` or ``loss``.
+          length: of rows; the own one by default.
+          group: ``with_source`` or ``without_source``; by default what a run is scored by.
+        """
+        found = [x[group] if group else main_score(x) for x in self.asked(model, length)]
+        values = [x[metric] for x in found]
+        mean = sum(values) / len(values)
+        if len(values) == 1:
+            return mean, tuple(found[0][f"{metric}_interval"])
+        low, high = statistics.repeated_mean_interval(values)
+        if metric == "loss":
+            return mean, (max(low, 0.0), high)
+        answers = sum(x["answers"] for x in found)
+        least, most = statistics.wilson_interval(mean * answers, answers)
+        return mean, (max(min(low, least), 0.0), min(max(high, most), 1.0))
 
     def variants(self) -> dict[str, list[str]]:
-        """Returns the models of each mixer, that which did best on the valid split first.
+        """Returns the models of each mixer, in the order of the config.
 
-        Of several widths, only those of the config's own, at which mixers are alike. Best by the
-        search's runs at the chosen rates: accuracy, then loss. Without a search, in the order of
-        the config.
+        Of several widths, only those of the config's own, at which mixers are alike. The first is
+        what a summary shows of a mixer: not the best, which of many variants would be better than
+        of few.
         """
-
-        def standing(model: str) -> tuple[float, float]:
-            found = self.search(model)
-            if found is None:
-                return 0.0, 0.0
-            runs = [r for r in found["runs"] if r["learning_rate"] == found["chosen"]]
-            accuracy, loss = (
-                statistics.median([run[metric] for run in runs]) for metric in ("accuracy", "loss")
-            )
-            return -accuracy, loss
-
         families: dict[str, list[str]] = {}
         for model in self.models:
             families.setdefault(mixer_of(model), []).append(model)
         width = self.config.model.width
-        alike = {
+        return {
             mixer: [m for m in models if self.settings(m).width == width] or models
             for mixer, models in families.items()
         }
-        return {mixer: sorted(models, key=standing) for mixer, models in alike.items()}
 
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""
@@ -197,6 +206,11 @@ class Results:
     def search(self, model: str) -> dict[str, Any] | None:
         """Returns what the search for a model's learning rate found, if there was one."""
         return self._record(model).search
+
+    def seconds(self, model: str) -> tuple[float, float]:
+        """Returns the seconds that a model took to train, all starts together, and to evaluate."""
+        found = self.evaluations[model]["seconds"]
+        return found["train"], found["evaluate"]
 
     def _record(self, model: str) -> ModelRecord:
         # Not RunFolder.model, which makes the folder: reading leaves no trace.

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         return 1
     try:
         with together():
-            run_all(configs, path, chosen.claim, Console(quiet=jax.process_index() > 0))
+            run_all(chosen, configs, path, Console(quiet=jax.process_index() > 0))
     except (Diverged, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -112,12 +112,14 @@ def leave_the_others(error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console: Console) -> None:
+def run_all(
+    chosen: Config | Suite, configs: dict[str, Config], path: pathlib.Path, console: Console
+) -> None:
     """Runs the configs of a file one after the other and reports on them."""
-    if len(configs) == 1:
+    if isinstance(chosen, Config):
         ((name, config),) = configs.items()
         folder = run(config, name, RUNS, console)
-        return report_on([folder], folder.path, "", console)
+        return report_on([folder], folder.path, console)
     for name, config in configs.items():
         console.print(f"{name:<16} {budget(config)}", highlight=False, soft_wrap=True)
     tokens = sum(x.tokens_per_run * x.runs_per_model * len(x.models) for x in configs.values())
@@ -129,8 +131,9 @@ def run_all(configs: dict[str, Config], path: pathlib.Path, claim: str, console:
         except Diverged as error:
             lost.append(str(error))
         folders.append(RunFolder.of(config, name, RUNS))
-    suite = SuiteFolder.of(claim, folders, path.stem, RUNS)
-    report_on(folders, suite.path, claim, console)
+    commands = commands_of(chosen, folders, path)
+    suite = SuiteFolder.of(chosen.claim, folders, commands, path.stem, RUNS)
+    report_on(folders, suite.path, console, suite)
     if lost:
         raise Diverged("\n".join(lost))
 
@@ -193,6 +196,16 @@ def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
     return found
 
 
+def commands_of(suite: Suite, folders: list[RunFolder], path: pathlib.Path) -> dict[str, list[str]]:
+    """Returns what makes each member of a suite alone; nothing does where it was cut down."""
+    if suite.quick:
+        return {}
+    return {
+        folder.path.name: [str(path.parent / member), "--seed", str(suite.seed)]
+        for folder, member in zip(folders, suite.members, strict=True)
+    }
+
+
 def read_config(path: pathlib.Path) -> tuple[Config | Suite, str]:
     """Returns what a file's ``get_config`` returns, and the file's docstring."""
     if not path.is_file():
@@ -246,14 +259,20 @@ def finish(config: Config, folder: RunFolder, console: Console) -> None:
     folder.finish({"floors": floors, "seconds": round(time.monotonic() - begun, 1)})
 
 
-def report_on(folders: list[RunFolder], page: pathlib.Path, claim: str, console: Console) -> None:
+def report_on(
+    folders: list[RunFolder],
+    page: pathlib.Path,
+    console: Console,
+    suite: SuiteFolder | None = None,
+) -> None:
     """Writes the pages of finished runs and prints their tables; the first process does."""
     if jax.process_index():
         return
     from experiments import report  # matplotlib takes two seconds to import
 
     with console.status("drawing"):
-        pages = report.write(folders, page, claim)
+        claim, commands = ("", None) if suite is None else (suite.claim, suite.commands)
+        pages = report.write(folders, page, claim, commands)
     for folder in folders:
         console.print(report.terminal_table(folder))
     console.print(f"report: {' and '.join(map(str, pages))}", soft_wrap=True)

@@ -56,6 +56,13 @@ def sweep(
     if record.is_evaluated:
         return
     begun = time.monotonic()
+    earlier = record.cost.get("seconds", {"train": 0.0})["train"]
+
+    def note_time() -> float:
+        seconds = round(earlier + time.monotonic() - begun, 1)
+        record.write_cost({"seconds": {"train": seconds}})
+        return seconds
+
     rates, seeds = config.sweep.learning_rates, config.tuning_seeds
     search = [Run(seed, rate) for rate in rates for seed in seeds]
     places = places_for(config.mesh, len(search), config.sweep.seeds)
@@ -64,21 +71,26 @@ def sweep(
     program = build_program(config, model, places, train_data)
     if search and record.search is None:
         stage = record.stage("search", search)
-        state = do_stage(config, model, program, stage, train_data, watch)
+        state = do_stage(config, model, program, stage, train_data, watch, note_time)
         scores = validate(config, model, program, stage, state, questions)
         record.write_search({"runs": scores, "chosen": choose(scores)})
     rate = rates[0] if record.search is None else record.search["chosen"]
     stage = record.stage("fresh", [Run(seed, rate) for seed in config.reported_seeds])
-    state = do_stage(config, model, program, stage, train_data, watch)
-    trained = time.monotonic()
+    state = do_stage(config, model, program, stage, train_data, watch, note_time)
+    trained, asking = note_time(), time.monotonic()
     evaluation, steps = evaluate(config, model, program, stage, state, questions)
-    asked = time.monotonic()
-    seconds = {"train": round(trained - begun, 1), "evaluate": round(asked - trained, 1)}
+    seconds = {"train": trained, "evaluate": round(time.monotonic() - asking, 1)}
     record.write_evaluation(evaluation, {"seconds": seconds, "cost": steps})
 
 
 def do_stage(
-    config: Config, model: str, program: Program, stage: StageRecord, data: Any, watch: Watch
+    config: Config,
+    model: str,
+    program: Program,
+    stage: StageRecord,
+    data: Any,
+    watch: Watch,
+    note_time: Callable[[], Any],
 ) -> TrainState:
     """Returns the states of a stage once all its runs have stopped, going on where it stands."""
     state = stage.resume(initial_state(program, stage.runs))
@@ -88,7 +100,11 @@ def do_stage(
         stage.append(metrics)
         show(metrics)
 
-    state = train(config, program, stage.runs, state, data, record=record, save=stage.save)
+    def save(state: TrainState) -> None:
+        stage.save(state)
+        note_time()
+
+    state = train(config, program, stage.runs, state, data, record=record, save=save)
     ends = fetch((state.status, state.step))
     lost = [
         f"seed {run.seed}, rate {run.learning_rate:g}: step {step + 1}"

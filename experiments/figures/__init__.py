@@ -98,8 +98,8 @@ FIGURES: dict[str, Kind] = {
 OVERVIEWS: dict[str, Kind] = {
     "overview": Kind(
         overview.overview,
-        "Every seed is a dot, the bar their median; dashed: chance. Of each mixer its variant that "
-        "did best on the validation split in the search.",
+        "Every seed is a dot, the bar their median; dashed: chance. Of each mixer the variant that "
+        "the config names first.",
     ),
     "all_widths": Kind(scaling.by_width_of_all, WIDTHS),
 }

@@ -25,14 +25,14 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     try:
         folders = [folder for path in chosen.runs for folder in folders_of(path)]
-        suite = SuiteFolder(chosen.runs[0]) if len(chosen.runs) == 1 else None
-        claim, place = "", folders[0].path
-        if suite is not None and suite.exists:
-            claim, place = suite.claim, suite.path
+        suite = SuiteFolder(chosen.runs[0])
+        claim, place, commands = "", folders[0].path, {}
+        if suite.exists:  # What is named beside it goes onto its page.
+            claim, place, commands = suite.claim, suite.path, suite.commands
         elif len(folders) > 1:
             place = place.parent / "report"
         out = chosen.out or place
-        pages = write(folders, out, claim)
+        pages = write(folders, out, claim, commands)
         if chosen.readme is not None:
             update_readme(chosen.readme, [Results.load(folder) for folder in folders], out)
             pages.append(chosen.readme)

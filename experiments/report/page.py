@@ -5,14 +5,14 @@ import json
 import pathlib
 import shlex
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import figures, viewer
 from experiments.config import to_dict
 from experiments.figures.inside import unpacked_maps
 from experiments.records import RunFolder, write_text
-from experiments.report import tables, words
+from experiments.report import tables
 from experiments.report.blocks import (
     Block,
     Code,
@@ -29,20 +29,28 @@ from experiments.report.blocks import (
     to_markdown,
 )
 from experiments.report.facts import noted
-from experiments.report.summary import origin, summary
+from experiments.report.summary import budget, origin, summary
 from experiments.report.yardsticks import yardsticks
 from experiments.results import Results
 
+Commands = Mapping[str, Sequence[str]]
 HERE = pathlib.Path(__file__).parent
 
 
-def write(folders: Sequence[RunFolder], out: pathlib.Path, claim: str = "") -> list[pathlib.Path]:
+def write(
+    folders: Sequence[RunFolder],
+    out: pathlib.Path,
+    claim: str = "",
+    commands: Commands | None = None,
+) -> list[pathlib.Path]:
     """Writes ``report.html`` and ``report.md``, with its figures, from records alone.
 
     Args:
       folders: of runs, finished or not; at least one.
       out: the directory to write to; made if there is none.
       claim: what several runs show together.
+      commands: by the name of a folder, arguments of ``experiments.run`` that make it again; those
+        of its last start where there are none.
 
     Returns:
       The paths of the two pages.
@@ -54,7 +62,7 @@ def write(folders: Sequence[RunFolder], out: pathlib.Path, claim: str = "") -> l
         raise ValueError("a report needs at least one run folder")
     runs = [Results.load(folder) for folder in folders]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    blocks = page(runs, claim)
+    blocks = page(runs, claim, commands)
     for picture in pictures_of(blocks):
         (out / picture.file).write_bytes(picture.png)
     title = runs[0].name if len(runs) == 1 else f"Long-range dependency: {len(runs)} runs"
@@ -80,7 +88,7 @@ def pictures_of(blocks: Sequence[Block]) -> list[Picture]:
     return found
 
 
-def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
+def page(runs: Sequence[Results], claim: str = "", commands: Commands | None = None) -> list[Block]:
     """Returns the whole page: all runs at once if there are several, then each."""
     anchors = [f"run-{i + 1}" for i in range(len(runs))]
     blocks: list[Block] = []
@@ -89,7 +97,7 @@ def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
         blocks.append(Heading(2, "All runs"))
         if claim:
             blocks.append(Paragraph(claim, "Claim."))
-        blocks.append(Paragraph(f"{origin(runs)}.", "Made from"))
+        blocks.append(Paragraph(f"{origin(runs)}; {budget(runs)}.", "Made from"))
         overviews = [
             Picture(f"figures/{x.name}.png", f"all runs: {x.name}", x.caption, x.png)
             for x in figures.draw_overviews(list(runs))
@@ -98,13 +106,21 @@ def page(runs: Sequence[Results], claim: str = "") -> list[Block]:
         links = [(a, r.name, r.config.claim) for a, r in zip(anchors, runs, strict=True)]
         blocks.append(Links(links))
     for anchor, results in zip(anchors, runs, strict=True):
-        prefix = f"{results.folder.path.resolve().name}-" if len(runs) > 1 else ""
-        blocks += section(results, anchor, prefix)
+        name = results.folder.path.resolve().name
+        prefix = f"{name}-" if len(runs) > 1 else ""
+        blocks += section(results, anchor, prefix, (commands or {}).get(name, ()))
     return blocks
 
 
-def section(results: Results, anchor: str, prefix: str) -> list[Block]:
-    """Returns what the page says of one run; ``prefix`` begins the names of its figures."""
+def section(results: Results, anchor: str, prefix: str, command: Sequence[str] = ()) -> list[Block]:
+    """Returns what the page says of one run.
+
+    Args:
+      results: of the run.
+      anchor: of its heading.
+      prefix: what the names of its figures begin with.
+      command: arguments that make it again; by default those of its last start.
+    """
     blocks: list[Block] = [
         Heading(2, results.name, anchor),
         Paragraph(results.config.claim or "None stated.", "Claim."),
@@ -119,6 +135,7 @@ def section(results: Results, anchor: str, prefix: str) -> list[Block]:
     titled = (
         ("Differences from the first model", tables.differences(results)),
         ("By length", tables.by_length(results)),
+        ("Whole rows by length", tables.whole_rows(results)),
         ("By distance", tables.by_distance(results)),
         ("With and without a source", tables.by_group(results)),
         ("Inside one run", tables.inside(results)),
@@ -138,7 +155,7 @@ def section(results: Results, anchor: str, prefix: str) -> list[Block]:
     if examples:
         instead = f"The HTML page has the attention maps of {len(examples)} rows to point at."
         blocks += [Heading(3, "Attention, row by row"), Fragment(viewer.render(examples), instead)]
-    return [*blocks, *_settings(results)]
+    return [*blocks, *_settings(results, command)]
 
 
 def viewer_examples(results: Results) -> list[viewer.Example]:
@@ -174,40 +191,20 @@ def _is_right(results: Results, answer: dict[str, Any]) -> bool:
     return abs(answer["predicted"] - answer["target"]) < results.tolerance
 
 
-def _settings(results: Results) -> list[Block]:
-    """Returns what it took: search, budget, environment, command, config."""
+def _settings(results: Results, command: Sequence[str]) -> list[Block]:
+    """Returns what it took: search, budget, environment, commands, config."""
     config = results.config
     blocks: list[Block] = []
     search = tables.search(results)
     if search is not None:
         blocks.append(Details("Search for the learning rates", [search]))
-    rows = []
-    for model in results.models:
-        runs = [*results.runs(model), *(results.search(model) or {"runs": []})["runs"]]
-        steps = sum(run["steps"] for run in runs)
-        seconds = results.evaluations[model].get("seconds", {})
-        rows.append(
-            [
-                model,
-                str(len(runs)),
-                words.count(steps),
-                words.count(steps * config.train.batch_size * config.task.length),
-                *(words.count(seconds[k]) if k in seconds else "-" for k in ("train", "evaluate")),
-            ]
-        )
-    header = ["model", "runs", "steps", "tokens", "seconds to train", "to evaluate"]
-    note = (
-        f"At most {config.train.steps:,} steps a run, of {config.train.batch_size} rows of "
-        f"{config.task.length} tokens. Runs of a model are trained together; seconds are of its "
-        "last start."
-    )
-    blocks += [Heading(3, "Budget"), Table(header, rows, note), *_environments(results)]
+    blocks += [Heading(3, "Budget"), tables.budget(results), *_environments(results, command)]
     plain = json.dumps(to_dict(config), indent=2)
     blocks.append(Details("Resolved config", [Code(plain, "json")]))
     return blocks
 
 
-def _environments(results: Results) -> list[Block]:
+def _environments(results: Results, command: Sequence[str]) -> list[Block]:
     rows = [
         [
             str(start + 1),
@@ -220,10 +217,16 @@ def _environments(results: Results) -> list[Block]:
     if not rows:
         return []
     table = Table(["start", "device", "commit", "versions"], rows)
-    arguments = results.folder.environments[-1]["command"][1:]
-    command = f"python -m experiments.run {shlex.join(arguments)}"
+    arguments = command or results.folder.environments[-1]["command"][1:]
+    lines = [arguments]
+    # Of a suite, or of some models already, the command of one row cannot be told from it.
+    is_own = pathlib.Path(arguments[0]).stem == results.name
+    if (command or is_own) and "--models" not in arguments:
+        lines += [[*arguments, "--models", model] for model in results.models]
+    commands = [f"python -m experiments.run {shlex.join(line)}" for line in lines]
     return [
-        Heading(3, "Environment and command"),
+        Heading(3, "Environment and commands"),
         table,
-        Code(command, "bash"),
+        Paragraph("All of it, and each row alone, to the same numbers."),
+        Code("\n".join(commands), "bash"),
     ]

@@ -26,9 +26,9 @@ def summary(runs: Sequence[Results]) -> Table:
         rows.append([results.name, *cells, words.share(floor.accuracy) if floor else "-"])
     thresholds = sorted({words.percent(results.threshold) for results in runs})
     note = (
-        f"Seeds at {', '.join(thresholds)} of seeds [Wilson 95 %], then median accuracy, at the "
-        "length of training. Of a mixer with several variants of one width, that which did best on "
-        "the validation split in the search; the sections below have them all. Chance is the first "
+        f"Seeds that reach {', '.join(thresholds)}, of all [Wilson 95 %], then median accuracy, at "
+        "the length of training. Of a mixer with several variants of one width, the one that the "
+        "config names first, whichever did best; the sections have them all. Chance is the first "
         "floor of the task."
     )
     return Table(["task", *mixers, "chance"], rows, note)
@@ -52,6 +52,13 @@ def origin(runs: Sequence[Results]) -> str:
     dates = sorted({date(results) for results in runs})
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return f"{'; '.join(devices)}; commit {', '.join(commits)}; {span}"
+
+
+def budget(runs: Sequence[Results]) -> str:
+    """Returns how long runs took to train and to evaluate, all of them together."""
+    seconds = sum(sum(results.seconds(model)) for results in runs for model in results.models)
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min of training and evaluation"
 
 
 def date(results: Results) -> str:

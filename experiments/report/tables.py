@@ -1,6 +1,7 @@
 """The tables of a run, from its results alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import statistics
 from experiments.config import NEAR
@@ -23,10 +24,11 @@ def models(results: Results) -> Table:
         "rate",
         f"runs at {aim} [Wilson 95 %]",
         "median accuracy",
-        "mean [of other seeds, 95 %]",
+        f"mean accuracy {_of_what(results)}",
         "every seed",
         "whole rows",
-        results.loss_unit,
+        f"median {results.loss_unit}",
+        f"mean loss {_of_what(results)}",
         f"steps to {aim}",
         *(["diverged"] if any_diverged else []),
     ]
@@ -45,10 +47,11 @@ def models(results: Results) -> Table:
                 rate(results, model),
                 words.successes(results.success(model)),
                 words.share(results.median(model)),
-                _mean(results, model),
+                words.mean(results.mean(model), "accuracy"),
                 " ".join(seed_values(results, model)),
                 words.share(statistics.median(whole)),
                 words.loss(results.median(model, "loss")),
+                words.mean(results.mean(model, "loss"), "loss"),
                 steps(results, model),
                 *([str(lost)] if any_diverged else []),
             ]
@@ -60,11 +63,10 @@ def models(results: Results) -> Table:
         rows.append([f"floor: {name}", *blank, "-", accuracy, *["-"] * 3, loss, *rest])
     note = (
         f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
-        f"loss are of the answers that have a source. In brackets after the mean: where that of as "
-        f"many other seeds falls, by Student's t. Reach: the farthest distance, in tokens, at "
-        f"which an input can change an answer. State: what is kept of a row to read on. Steps: "
-        f"until training answers are right by {aim}, the median over seeds where those that did "
-        f"not get there count as later."
+        f"loss are of the answers that have a source. {_brackets(results)} Reach: the farthest "
+        f"distance, in tokens, at which an input can change an answer. State: what is kept of a "
+        f"row to read on. Steps: until training answers are right by {aim}, the median over seeds "
+        f"where those that did not get there count as later."
     )
     if results.is_number:
         note += f" An answer is right if it is off by less than {results.tolerance}."
@@ -73,10 +75,20 @@ def models(results: Results) -> Table:
     return Table(header, rows, note)
 
 
-def _mean(results: Results, model: str) -> str:
-    scores = results.scores(model, "accuracy")
-    mean = words.share(sum(scores) / len(scores))
-    return f"{mean} {words.interval(results.repeated_mean_interval(model), 3)}"
+def _of_what(results: Results) -> str:
+    return "[of other rows, 95 %]" if results.seeds == 1 else "[of other seeds, 95 %]"
+
+
+def _brackets(results: Results) -> str:
+    if results.seeds == 1:
+        return (
+            "In brackets after a mean: its interval over test rows, of this seed; another seed may "
+            "fall elsewhere."
+        )
+    return (
+        "In brackets after a mean: where that of as many other seeds falls at this learning rate, "
+        "by Student's t, and for accuracy no less than Wilson's interval over all answers."
+    )
 
 
 def rate(results: Results, model: str) -> str:
@@ -142,16 +154,36 @@ def differences(results: Results) -> Table | None:
 
 
 def by_length(results: Results) -> Table | None:
-    """Returns the median accuracy at each length that was asked."""
+    """Returns the mean accuracy at each length that was asked."""
     if len(results.lengths) < 2:
         return None
     rows = [
-        [model, *(words.share(results.median(model, "accuracy", n)) for n in results.lengths)]
+        [model]
+        + [words.mean(results.mean(model, "accuracy", n), "accuracy") for n in results.lengths]
         for model in results.models
     ]
-    trained = results.config.task.length
-    header = ["model", *(f"{n:,}" for n in results.lengths)]
-    return Table(header, rows, f"Median accuracy by length of row; trained at {trained:,} tokens.")
+    note = (
+        f"Mean accuracy by length of row; trained at {results.config.task.length:,} tokens. "
+        f"{_brackets(results)}"
+    )
+    return Table(["model", *(f"{n:,}" for n in results.lengths)], rows, note)
+
+
+def whole_rows(results: Results) -> Table | None:
+    """Returns how many rows were right as a whole at each length, where a row has many answers."""
+    asked = {n: results.asked(results.models[0], n)[0] for n in results.lengths}
+    if len(asked) < 2 or all(x["rows"] == _answers(x) for x in asked.values()):
+        return None
+    rows = []
+    for model in results.models:
+        of_seeds = [[x["rows_right"] for x in results.asked(model, n)] for n in asked]
+        rows.append([model, *(words.spread(values) for values in of_seeds)])
+    note = "Rows in which every answer is right, by length: the median of seeds, least to greatest."
+    return Table(["model", *(f"{n:,}" for n in asked)], rows, note)
+
+
+def _answers(asked: dict[str, Any]) -> int:
+    return sum(asked[x]["answers"] for x in ("with_source", "without_source") if x in asked)
 
 
 def by_distance(results: Results) -> Table | None:
@@ -183,19 +215,18 @@ def by_group(results: Results) -> Table | None:
     if not set(groups) <= set(asked):
         return None
     rows = [
-        [
-            model,
-            *(
-                show(statistics.median([a[group][metric] for a in results.asked(model)]))
-                for group in groups
-                for metric, show in (("accuracy", words.share), ("loss", words.loss))
-            ),
+        [model]
+        + [
+            words.mean(results.mean(model, metric, group=group), metric)
+            for group in groups
+            for metric in ("accuracy", "loss")
         ]
         for model in results.models
     ]
     unit = results.loss_unit
     header = ["model", "accuracy, source", unit, "accuracy, no source", f"{unit}, no source"]
-    return Table(header, rows, "Medians over seeds of answers with a source and without one.")
+    note = f"Means of answers with a source and without one. {_brackets(results)}"
+    return Table(header, rows, note)
 
 
 def inside(results: Results) -> Table | None:
@@ -267,3 +298,24 @@ def search(results: Results) -> Table | None:
         "the soonest; where none does, that of the least median loss."
     )
     return Table(["model", *(f"{tried:g}" for tried in rates)], rows, note)
+
+
+def budget(results: Results) -> Table:
+    """Returns runs, steps, tokens and seconds of each model, and of all."""
+    config = results.config
+    totals = [0.0] * 5
+    rows = []
+    for model in results.models:
+        runs = [*results.runs(model), *(results.search(model) or {"runs": []})["runs"]]
+        steps = sum(run["steps"] for run in runs)
+        tokens = steps * config.train.batch_size * config.task.length
+        numbers = len(runs), steps, tokens, *results.seconds(model)
+        totals = [a + b for a, b in zip(totals, numbers, strict=True)]
+        rows.append([model, *map(words.count, numbers)])
+    header = ["model", "runs", "steps", "tokens", "seconds to train", "to evaluate"]
+    note = (
+        f"At most {config.train.steps:,} steps a run, of {config.train.batch_size} rows of "
+        f"{config.task.length} tokens. Runs of a model are trained together. Seconds are of all "
+        "starts, up to the last checkpoint of each."
+    )
+    return Table(header, [*rows, ["all", *map(words.count, totals)]], note)

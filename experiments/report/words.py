@@ -1,6 +1,8 @@
 """Numbers as they are printed."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
 
 def share(value: float) -> str:
@@ -30,6 +32,20 @@ def interval(ends: tuple[float, float], digits: int = 2) -> str:
     if math.isinf(ends[0]) or math.isinf(ends[1]):
         return "[none of one]"
     return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+
+
+def mean(found: tuple[float, tuple[float, float]], metric: str) -> str:
+    """Returns a mean accuracy or loss, and its interval in brackets."""
+    value, ends = found
+    show = share if metric == "accuracy" else loss
+    return f"{show(value)} [{', '.join(map(show, ends))}]"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Returns the median of shares, and the least and the greatest of them where they differ."""
+    ends = [share(x) for x in (min(values), max(values))]
+    middle = share(statistics.median(values))
+    return middle if ends[0] == ends[1] else f"{middle} ({ends[0]}-{ends[1]})"
 
 
 def successes(rate: tuple[int, int, float, tuple[float, float]]) -> str:

@@ -32,8 +32,9 @@ def yardsticks(results: Results) -> list[Block]:
             "with small digits, fewer rows and a smaller model. A yardstick of difficulty only.",
         )
     if isinstance(task, ListOps):
-        floors = ", ".join(f"{k} {v:.3f}" for k, v in published.LISTOPS_FLOORS.items())
-        return _scores(results, published.LISTOPS, f"Not to be read without its floors: {floors}.")
+        floors = ", ".join(f"{k} {words.share(v.accuracy)}" for k, v in results.floors.items())
+        difference = f"Not to be read without the floors of our rows: {floors}."
+        return _scores(results, published.LISTOPS, difference)
     if isinstance(task, PrefixKeyCopy):
         return _claims("copy by prefix key")
     if isinstance(task, StringCopy):

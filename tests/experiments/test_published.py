@@ -66,5 +66,4 @@ def test_induction_values(model, length, accuracy):
 def test_single_scores():
     assert {row.model: row.value for row in ADDING} == {"TCN": 5.8e-5, "GRU": 5.3e-5, "LSTM": 0.164}
     assert LISTOPS[0].value == 0.3637
-    assert LISTOPS[0].value < published.LISTOPS_FLOORS["root operator alone"]
     assert NOISY_IMAGES[0].value == 0.116

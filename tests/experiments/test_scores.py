@@ -60,9 +60,14 @@ def expected_score(answers, group):
     for row in set(rows):
         variance += sum(x - mean for x, r in zip(losses, rows, strict=True) if r == row) ** 2
     half = 1.96 * math.sqrt(variance) / len(losses)
+    share, variance = sum(right) / len(right), 0.0
+    for row in set(rows):
+        variance += sum(x - share for x, r in zip(right, rows, strict=True) if r == row) ** 2
+    wide = 1.96 * math.sqrt(variance) / len(right)
     return {
         "answers": len(losses),
-        "accuracy": sum(right) / len(right),
+        "accuracy": share,
+        "accuracy_interval": [share - wide, share + wide],
         "loss": mean,
         "loss_interval": [mean - half, mean + half],
     }
@@ -99,7 +104,8 @@ def test_answers_alike_in_a_row_leave_the_interval_as_it_is():
     alike = Answers(*(np.repeat(x, 9, axis=1) for x in few))
     one, many = (score(a, a.asked) for a in (few, alike))
     assert many["answers"] == 9 * one["answers"]
-    assert many["loss_interval"] == pytest.approx(one["loss_interval"])
+    for name in ("accuracy_interval", "loss_interval"):
+        assert many[name] == pytest.approx(one[name])
 
 
 def test_numbers_are_rounded_to_six_digits():

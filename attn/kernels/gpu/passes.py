@@ -23,8 +23,10 @@ from jaxtyping import Array, Bool, Float
 
 from attn.kernels import call as calls
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
+from attn.kernels.gpu.launch import TILED
 from attn.kernels.gpu.operations import done
-from attn.kernels.gpu.walk import TILED, Tile, across, walk_of
+from attn.kernels.gpu.tile import Tile, across
+from attn.kernels.gpu.walk import walk_of
 from attn.kernels.values import KEY, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite

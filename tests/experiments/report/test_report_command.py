@@ -1,5 +1,6 @@
 """``python -m experiments.report``: what it writes, and what it refuses."""
 
+import html
 import re
 import shutil
 
@@ -38,8 +39,9 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
     folders = [make_run(tmp_path, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
-    suite = SuiteFolder.of("All of it <together>.", folders, "suite", tmp_path)
-    other = SuiteFolder.of("All of it <together>.", folders[:2], "suite", tmp_path)
+    commands = {folder.path.name: ["own.py", "--seed", "7"] for folder in folders[:1]}
+    suite = SuiteFolder.of("All of it <together>.", folders, commands, "suite", tmp_path)
+    other = SuiteFolder.of("All of it <together>.", folders[:2], commands, "suite", tmp_path)
     assert other.path != suite.path, "another suite, such as a quick one, has another page"
     for folder in folders if inside else ():
         shutil.move(folder.path, suite.path)
@@ -47,6 +49,16 @@ def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
     page = (suite.path / "report.html").read_text()
     assert "All of it &lt;together&gt;." in page
     assert [row[0] for row in Page(page).tables[0]] == ["task", "run2", "run0", "run1"]
+    # The first has a command of its own; of the others all is known that their start says.
+    page = html.unescape(page)
+    assert page.count("python -m experiments.run 'configs/a b.py' --seed 3") == 2
+    of_models = re.findall(r"experiments.run own.py --seed 7( --models \w+)?", page)
+    assert of_models == ["", *(f" --models {model}" for model in ALL)]
+    beside = make_run(tmp_path, small_config(seed=3), ALL, name="beside")
+    assert main([str(suite.path), str(beside.path)]) == 0
+    page = (suite.path / "report.html").read_text()
+    rows = [row[0] for row in Page(page).tables[0]]
+    assert rows == ["task", "run2", "run0", "run1", "beside"]
 
 
 def test_the_command_line_refuses_what_is_no_run(tmp_path, capsys):

@@ -1,0 +1,232 @@
+"""A kernel started: by threads of a GPU, some compute and some bring, or by loops in their place.
+
+Of the threads of a block, groups of warps compute, each on its rows, which stay in its shared
+memory; one more group brings what comes, a slot of shared memory at a time, and waits for a slot to
+be free. Interpreted, the groups are a loop, and what comes is read where it is.
+
+Letters as in ``attn.kernels.gpu.walk``.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from attn.devices import unvarying, vary, varying
+from attn.overrides import Opaque
+
+COMPUTING, BRINGING = 232, 40
+"""Registers of a thread."""
+TILED = 64
+"""Of a width: shared memory is tiled by as many elements of two bytes."""
+SHARED_BYTES = 200 * 2**10
+"""Of shared memory, for what stays and what comes."""
+
+
+class Stop(NamedTuple):
+    """What a group of warps does at a block."""
+
+    staying: Sequence[Any]
+    """Its part of what stays, in global memory."""
+    coming: Callable[[Any], Sequence[Any]]
+    """The k-th that comes, in global memory."""
+    compute: Callable[[Sequence[Any], Callable], None]
+    """From what stays, where it is, and from what gives the k-th that comes while it is used."""
+    total: Any
+    """How many come."""
+
+
+class Launch(NamedTuple):
+    """A kernel, but for what it computes."""
+
+    name: str
+    groups: int
+    """Of warps that compute."""
+    rows: int
+    """r, of those that stay with a group."""
+    piece: int
+    """c, of those that come at a time."""
+    stay: Sequence[Array]
+    """``[*B, N or K, n, W]``"""
+    come: Sequence[Array]
+    """``[*B, N or K, m, W]``"""
+    num_known: int
+    """Of what is read where it is used."""
+    outs: Sequence[jax.ShapeDtypeStruct]
+    """Shapes and dtypes of the results."""
+    body: Callable[..., Callable[[Any, Any, Any], Stop]]
+    """From leading axes, all and those that ``jax.vmap`` has added, and references to lists, to
+    what stays, comes, is known and is written: from lane, block and group, a ``Stop``."""
+    simulated: Any = None
+    """How Pallas simulates threads and barriers on a CPU, if it is to."""
+
+    def start(self, operands: Sequence[Array], *, interpret: bool) -> list[Array]:
+        """Returns the results, from the two arrays of lists and from what is read."""
+        if self.simulated is not None:
+            return self.by_threads((), *operands)
+        function = self.by_loops if interpret else self.by_threads
+        opaque = _opaque(function, self.outs, (), [()] * len(operands))
+        return opaque(*vary(operands, varying(operands)))
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """Of what stays, ``(*B, N or K)``."""
+        return self.stay[0].shape[:-2]
+
+    @property
+    def blocks(self) -> int:
+        """Of a lane."""
+        return self.stay[0].shape[-2] // (self.rows * self.groups)
+
+    @property
+    def slots(self) -> int:
+        """Of what comes, in shared memory at a time."""
+        held, slot = (
+            sum(x.shape[-1] * x.dtype.itemsize for x in every) for every in (self.stay, self.come)
+        )
+        left = SHARED_BYTES - held * self.rows * self.groups
+        return max(1, min(4, left // (slot * self.piece)))
+
+    def at_block(self, added: tuple[int, ...], refs: Sequence[Any]) -> Callable[..., Stop]:
+        """Returns the body at references, in the order of operands and results."""
+        every, counts = iter(refs), (len(self.stay), len(self.come), self.num_known, len(self.outs))
+        parts = ([next(every) for _ in range(n)] for n in (2, *counts))
+        return self.body((*added, *self.lanes), added, *parts)
+
+    def by_threads(self, added: tuple[int, ...], *operands: Array) -> list[Array]:
+        """Returns the results of the kernel, of which axes were added to all operands."""
+
+        def shared(count, length, x):
+            transforms = plgpu.TilingTransform((8, TILED)), plgpu.SwizzleTransform(2 * TILED)
+            return plgpu.SMEM((count, length, x.shape[-1]), x.dtype, transforms=transforms)
+
+        def slot_of(k):
+            return lax.rem(k, jnp.int32(self.slots))
+
+        def kernel(*refs):
+            *refs, stayed, came, here, ready, free = refs
+            group = lax.axis_index("group")
+            place = lax.axis_index("lanes"), lax.axis_index("blocks"), group
+            stop = self.at_block(added, refs)(*place)
+
+            @contextlib.contextmanager
+            def having(k):
+                slot = slot_of(k)
+                plgpu.barrier_wait(ready.at[slot])
+                yield [x.at[slot] for x in came]
+                plgpu.barrier_arrive(free.at[slot])
+
+            @pl.when(group < self.groups)
+            def _():
+                plgpu.set_max_registers(COMPUTING, action="increase")
+                for part, kept in zip(stop.staying, stayed, strict=True):
+                    plgpu.copy_gmem_to_smem(part, kept.at[group], here.at[group])
+                plgpu.barrier_wait(here.at[group])
+                stop.compute([x.at[group] for x in stayed], having)
+
+            @pl.when(group == self.groups)
+            def _():
+                plgpu.set_max_registers(BRINGING, action="decrease")
+
+                def wait(k):
+                    plgpu.barrier_wait(free.at[slot_of(k)])
+
+                def bring(k, _):
+                    pl.when(k >= self.slots)(functools.partial(wait, k))
+                    slot = slot_of(k)
+                    for part, kept in zip(stop.coming(k), came, strict=True):
+                        plgpu.copy_gmem_to_smem(part, kept.at[slot], ready.at[slot])
+                    return 0
+
+                times(stop.total, bring, 0)
+                # None is left waiting for the last.
+                pl.loop(jnp.maximum(stop.total - self.slots, 0), stop.total)(wait)
+
+        settings = {} if self.simulated is None else {"interpret": self.simulated}
+        return plgpu.kernel(
+            kernel,
+            out_type=[unvarying((*added, *x.shape), x.dtype) for x in self.outs],
+            scratch_types=[
+                [shared(self.groups, self.rows, x) for x in self.stay],
+                [shared(self.slots, self.piece, x) for x in self.come],
+                plgpu.Barrier(num_arrivals=len(self.stay), num_barriers=self.groups),
+                plgpu.Barrier(num_arrivals=len(self.come), num_barriers=self.slots),
+                plgpu.Barrier(num_arrivals=self.groups, num_barriers=self.slots),
+            ],
+            grid=(math.prod((*added, *self.lanes)), self.blocks),
+            grid_names=("lanes", "blocks"),
+            num_threads=self.groups + 1,
+            thread_name="group",
+            kernel_name=self.name,
+            **settings,
+        )(*operands)
+
+    def by_loops(self, added: tuple[int, ...], *operands: Array) -> list[Array]:
+        """Returns the same without threads: groups one after the other, nothing copied."""
+        sizes = math.prod((*added, *self.lanes)), self.blocks, self.groups
+
+        def of_refs(refs):
+            at_block = self.at_block(added, refs)
+
+            def at(k, _):
+                stop = at_block(*unravelled(k, sizes))
+                stop.compute(stop.staying, lambda k: contextlib.nullcontext(stop.coming(k)))
+                return 0
+
+            times(math.prod(sizes), at, 0)
+
+        zeros = [jnp.zeros((*added, *x.shape), x.dtype) for x in self.outs]
+        return pl.run_state(of_refs)([*operands, *zeros])[-len(self.outs) :]
+
+
+def _opaque(
+    function: Callable,
+    outs: Sequence[jax.ShapeDtypeStruct],
+    added: tuple[int, ...],
+    mapped: Sequence[tuple[bool, ...]],
+) -> Opaque:
+    """Returns ``function(added, *operands)`` for JAX to look into when it compiles.
+
+    ``jax.vmap`` adds lanes to the kernel, whatever it maps.
+
+    Args:
+      function: of the axes that are added, and of operands which all have them, perhaps as 1.
+      outs: shapes and dtypes of the results, but for these axes.
+      added: their sizes, the last to be added first.
+      mapped: of each operand, which of them it has.
+    """
+
+    def expanded(x, axes):
+        return jnp.expand_dims(x, [n for n, is_mapped in enumerate(axes) if not is_mapped])
+
+    def definition(*operands):
+        return function(added, *map(expanded, operands, mapped))
+
+    def over_lanes(size, is_mapped):
+        every = [(new, *old) for new, old in zip(is_mapped, mapped, strict=True)]
+        return _opaque(function, outs, (size, *added), every)
+
+    shapes = (jax.ShapeDtypeStruct((*added, *x.shape), x.dtype) for x in outs)
+    return Opaque(definition, tuple(shapes), is_plain=True, over_lanes=over_lanes)
+
+
+def times(count: Any, body: Callable, carry: Any) -> Any:
+    """Returns what is carried after so many steps."""
+    return lax.fori_loop(jnp.int32(0), jnp.asarray(count, jnp.int32), body, carry)
+
+
+def unravelled(n: Any, sizes: tuple[int, ...]) -> list[Any]:
+    """Returns the indices of the n-th of so many, the last the fastest."""
+    found = []
+    for size in reversed(sizes):
+        found.append(lax.rem(n, jnp.int32(size)))
+        n = lax.div(n, jnp.int32(size))
+    return found[::-1]
