@@ -1,6 +1,11 @@
 """A string whose key comes first: a counter-example, which a recurrence can solve as it reads.
 
 Command   python -m experiments.run configs/small/prefix_key.py
+Minutes   17, on two shared cores
+Expected  median accuracy of a letter at 32, 64 and 128 letters, seeds 200 to 203 (commits 0545cb7,
+          c2da298): attention .988, .971, .924; ALiBi .985, .959, .618; rotary .983, .820, .401;
+          delta rule .792, .625, .403; GRU .698, .396, .167; SSD .614, .450, .269. That a bounded
+          state does better is not shown.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

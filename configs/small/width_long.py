@@ -1,6 +1,10 @@
 """Recall against width, with four times the pairs in rows of twice the length of small/width.py.
 
 Command   python -m experiments.run configs/small/width_long.py
+Minutes   22, on two shared cores
+Expected  at 99 % of seeds 200 to 203 (commit c2da298), by width 16, 32 and 64: attention 4, 3 and 4
+          of 4 (one seed at .05), delta rule 0, 1 and 4 (medians .448, .959, .999), SSD 0 (.03, .65,
+          .96).
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

@@ -85,7 +85,7 @@ def pytest_generate_tests(metafunc):
         if module != "test_devices":
             marks = () if module == "test_conformance" else pytest.mark.slow
             names.append(pytest.param(SPREAD, marks=marks))
-        if module in ("test_conformance", "test_features"):
+        if module == "test_conformance":  # For the rest, see test_sharded.py.
             names.append(pytest.param(SPREAD_KERNELS, marks=pytest.mark.slow))
         metafunc.parametrize("implementation", names, indirect=True)
 
