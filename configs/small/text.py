@@ -1,6 +1,10 @@
 """Real text read twice: what the second reading recalls, and what the first does not.
 
 Command   python -m experiments.run configs/small/text.py
+Minutes   10, on two shared cores
+Expected  median bits a character on the second reading, seeds 200 to 203 (commit c2da298): long
+          convolution 0.019, attention 0.074 (accuracy .998 and .990), SSD 2.52, GRU 2.53, delta
+          rule 2.71, window 2.73.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
@@ -25,7 +29,7 @@ def get_config() -> Config:
             "long_convolution",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=2, seeds=4),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=400, batch_size=16, stop_accuracy=None, checkpoint_every=200),
         evaluate=EvaluateConfig(num_answers=50_000),
     )
