@@ -220,8 +220,8 @@ def _environments(results: Results, command: Sequence[str]) -> list[Block]:
     arguments = command or results.folder.environments[-1]["command"][1:]
     lines = [arguments]
     # Of a suite, or of some models already, the command of one row cannot be told from it.
-    is_own = pathlib.Path(arguments[0]).stem == results.name
-    if (command or is_own) and "--models" not in arguments:
+    is_own = command or pathlib.Path(next(iter(arguments), "")).stem == results.name
+    if is_own and "--models" not in arguments:
         lines += [[*arguments, "--models", model] for model in results.models]
     commands = [f"python -m experiments.run {shlex.join(line)}" for line in lines]
     return [
