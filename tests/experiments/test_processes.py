@@ -152,7 +152,7 @@ def test_one_that_fails_stops_the_others(tmp_path):
     """Of two, the first may not write: it says so, the other that it is alone, and both end."""
     with processes(tmp_path, 2, steps=LONGER) as every:
         wait_for_a_checkpoint(tmp_path)
-        (folder,) = tmp_path.glob("runs/config-*/attention/*")
+        (folder,) = tmp_path.glob("runs/config-*/attention/search")
         (folder / "metrics.jsonl").unlink()
         (folder / "metrics.jsonl").mkdir()
         errors = [process.communicate(timeout=120)[1] for process in every]
