@@ -9,8 +9,7 @@ is the cosine from the start. One grid of four rates is tried by every model: in
 was the best of none. Attention has two heads, and four on the longer rows of recall and on adding,
 where it learns late with two; SSD and the delta rule have one, which gives them their largest
 state. Seeds begin at 200: with those from 0, 100 and 300 all of this was found and rehearsed.
-small/recall_long.py and small/induction_long.py, which take as long as several others, are run on
-their own.
+small/recall_long.py and small/induction_long.py, of the longest rows, are run on their own.
 """
 
 from experiments.config import Suite

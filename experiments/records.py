@@ -13,7 +13,8 @@
         cost.json               seconds of all starts; time and memory of a step by length
       figures/  report.*        what a reader looks at
       finished.json             written last: floors, seconds of the last start
-    runs/SUITE-DIGEST/          of a suite: its claim and its runs, in order (suite.json), its page
+    runs/SUITE-DIGEST/          of a suite: its page, and in suite.json its claim, its runs in order
+                                and what makes each alone
 
 Of several processes the first alone writes, and the others wait for it; all see the same folder.
 Files are replaced whole (written beside, then renamed). Metrics alone are appended to; on resuming

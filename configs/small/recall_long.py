@@ -3,10 +3,10 @@
 Command   python -m experiments.run configs/small/recall_long.py
 
 Of the mixers that learn small/recall.py; those that do not are not asked again. Not of the suite,
-for the minutes it takes (about 20 on two cores). How long attention
-stays on the plateau before it recalls differs threefold between seeds here, and some are on it
-still after these steps, at any rate (tried on seeds 300 to 305: three or four of five at 3e-3, at
-5e-3, and at 1e-2; batches of 32 in half as many steps are no better).
+which is long enough; with these settings it has not been run. How long attention stays on the
+plateau before it recalls differs threefold between seeds here, and some are on it still after these
+steps, at any rate (tried on seeds 300 to 305: three or four of five at 3e-3, at 5e-3, and at 1e-2;
+batches of 32 in half as many steps are no better).
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig

@@ -156,7 +156,8 @@ def test_one_that_fails_stops_the_others(tmp_path):
         (folder / "metrics.jsonl").unlink()
         (folder / "metrics.jsonl").mkdir()
         errors = [process.communicate(timeout=120)[1] for process in every]
-    assert all(process.returncode for process in every)
+    assert every[0].returncode == 1
+    assert every[1].returncode, "ended by us or, if that is first, by JAX's runtime"
     assert "process 0 of 2 failed: [Errno 21] Is a directory" in errors[0]
     assert "another" in errors[1]
 
@@ -168,7 +169,8 @@ def test_a_folder_at_which_others_work_stops_all(tmp_path):
         with processes(tmp_path, 2, steps=10 * LONGER) as every:
             errors = [process.communicate(timeout=120)[1] for process in every]
         assert first.poll() is None
-    assert all(process.returncode for process in every)
+    assert every[0].returncode == 1
+    assert every[1].returncode, "as above"
     assert "another process is at work here" in errors[0]
 
 

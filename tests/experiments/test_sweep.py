@@ -135,12 +135,16 @@ def test_a_search_that_is_done_is_taken_up(swept, monkeypatch, tmp_path):
     """Without its last files, a sweep ends as it was, and without a second search."""
     before = swept.model("attention").evaluation["runs"]
     (swept.path / "attention" / "evaluation.json").unlink()
+    # As when it is killed after a checkpoint that it had worked 1,000 seconds for.
+    swept.model("attention").write_cost({"seconds": {"train": 1000.0}})
     (swept.path / "attention" / "fresh" / "metrics.jsonl").unlink()
     for checkpoint in (swept.path / "attention" / "fresh" / "checkpoints").iterdir():
         checkpoint.rename(tmp_path / checkpoint.name)
     monkeypatch.setattr(sweep, "validate", None)
     go(dataclasses.replace(CONFIG), swept.path.parent)
-    assert swept.model("attention").evaluation["runs"] == before
+    found = swept.model("attention").evaluation
+    assert found["runs"] == before
+    assert 1000 < found["seconds"]["train"] < 2000
 
 
 def test_one_rate_is_not_searched_for(tmp_path):

@@ -125,6 +125,22 @@ def test_whole_rows_by_length(tmp_path):
             assert row_of(table, model)[str(n)] == middle + ends
 
 
+def test_the_budget_is_of_all_starts_and_of_all_models(tmp_path):
+    config = small_config()
+    first, second = (make_run(tmp_path, config, ALL, name=x) for x in ("first", "second"))
+    text, _ = write(tmp_path, first, second)
+    # Two rates on each tuning seed and three fresh seeds, of 40 steps each: see handmade.
+    runs = 2 * config.sweep.tuning_seeds + 3
+    tokens = runs * 40 * config.train.batch_size * config.task.length
+    table = next(t for t in Page(text).tables if "seconds to train" in t[0])
+    assert [row[0] for row in table[1:]] == [*ALL, "all"]
+    for row, times in zip(table[1:], (1, 1, 2), strict=True):
+        assert row[1:4] == [f"{times * x:,}" for x in (runs, runs * 40, tokens)]
+        assert row[4:] == [f"{times * x:.0f}" for x in (12.3, 4.5)]
+    # 4 x (12.3 + 4.5) seconds.
+    assert "0 h 1 min of training and evaluation" in text
+
+
 def test_what_lies_beyond_the_reach_is_marked(tmp_path):
     config = small_config(model=small_config().model.__class__(window=2, short_convolution=0))
     folder = make_run(tmp_path, config, ALL)
