@@ -172,7 +172,7 @@ class SuiteFolder:
     @property
     def commands(self) -> dict[str, list[str]]:
         """By the name of a run's folder, arguments of ``experiments.run`` that make it alone."""
-        return read_json(self.path / "suite.json")["commands"]
+        return read_json(self.path / "suite.json").get("commands", {})
 
     @property
     def folders(self) -> list[RunFolder]:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from experiments import report
-from experiments.records import SuiteFolder
+from experiments.records import RunFolder, SuiteFolder
 from experiments.report.__main__ import main
 from tests.experiments.handmade import make_run, small_config
 from tests.experiments.report.reading import ALL, Page
@@ -64,5 +64,8 @@ def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
 def test_the_command_line_refuses_what_is_no_run(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "is no run folder" in capsys.readouterr().err
+    suite = SuiteFolder.of("", [RunFolder(tmp_path / "gone-1")], {}, "suite", tmp_path)
+    assert main([str(suite.path)]) == 1
+    assert re.search(r"gone-1 is missing: .*suite.json names it", capsys.readouterr().err)
     with pytest.raises(ValueError, match="at least one run folder"):
         report.write([], tmp_path)
