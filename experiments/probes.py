@@ -1,12 +1,14 @@
 """What happens inside a trained model: where it looks, what it depends on, what it costs.
 
-Each probe takes a few test rows and returns plain values. A source stands at its own positions and
-in the few after them, into which the short convolution carries it: its *span*.
+Each probe takes a few test rows, compiles once what it asks, and of the parameters of a run returns
+plain values. A source stands at its own positions and in the few after them, into which the short
+convolution carries it: its *span*.
 """
 
 import base64
 import time
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,31 +46,40 @@ class Spans(NamedTuple):
 
 
 def probe(
-    config: Config, model: str, trained: Any, initial: Any, questions: Questions
-) -> dict[str, Any]:
-    """Returns all that is seen inside one run of a model.
+    config: Config, model: str, runs: Sequence[tuple[Any, Any]], questions: Questions
+) -> list[dict[str, Any]]:
+    """Returns what is seen inside each run of a model, on the same rows; whole maps of the first.
 
     Args:
-      config: of the run.
+      config: of the runs.
       model: one of ``config.models``.
-      trained: its parameters in the end.
-      initial: its parameters before the first step.
+      runs: of each the parameters in the end, and those before the first step.
       questions: of the config.
     """
-    seen: dict[str, Any] = {"attention": None, "blocked": None, "gradient": None}
     if config.evaluate.num_probe_rows == 0:
-        return seen
+        return []
     batch = questions.first(config.task.length, config.evaluate.num_probe_rows)
     spans = spans_of(config, model, batch)
-    if len(spans.row):
-        seen["gradient"] = gradient_reach(config, model, trained, initial, batch, spans)
-    if MIXERS[config.model_of(model).mixer].has_weights:
-        maps, predicted = attention_maps(config, model, trained, batch)
-        if len(spans.row):
-            seen["attention"] = mass_on_source(maps, spans)
-            seen["blocked"] = blocked_accuracy(config, model, trained, batch, spans)
-        seen["examples"] = examples(config, batch, maps, predicted)
-    return seen
+    has_source = len(spans.row) > 0
+    has_weights = MIXERS[config.model_of(model).mixer].has_weights
+    reach_of = gradient_reach(config, model, batch, spans) if has_source else None
+    maps_of = attention_maps(config, model, batch) if has_weights else None
+    both = has_source and has_weights
+    accuracy_of = blocked_accuracy(config, model, batch, spans) if both else None
+    found = []
+    for n, (trained, initial) in enumerate(runs):
+        seen: dict[str, Any] = {"attention": None, "blocked": None, "gradient": None}
+        if reach_of is not None:
+            seen["gradient"] = {"initial": reach_of(initial), "trained": reach_of(trained)}
+        if maps_of is not None:
+            maps, predicted = maps_of(trained)
+            if accuracy_of is not None:
+                seen["attention"] = mass_on_source(maps, spans)
+                seen["blocked"] = accuracy_of(trained)
+            if n == 0:
+                seen["examples"] = examples(config, batch, maps, predicted)
+        found.append(seen)
+    return found
 
 
 def spans_of(config: Config, model: str, batch: Batch) -> Spans:
@@ -81,8 +92,8 @@ def spans_of(config: Config, model: str, batch: Batch) -> Spans:
     return Spans(row, answer, asked, places, np.diff(places, prepend=-1) > 0)
 
 
-def attention_maps(config: Config, model: str, params: Any, batch: Batch) -> tuple[Any, Any]:
-    """Returns the weights of every layer and head, ``[layers, B, N, L, L]``, and the answers."""
+def attention_maps(config: Config, model: str, batch: Batch) -> Callable[[Any], tuple[Any, Any]]:
+    """Returns a function of parameters: all weights, ``[layers, B, N, L, L]``, and the answers."""
     decoder = build_decoder(config.task, config.model_of(model))
 
     @jax.jit
@@ -95,7 +106,7 @@ def attention_maps(config: Config, model: str, params: Any, batch: Batch) -> tup
         maps = jnp.stack([layers[name]["weights"][0] for name in names])
         return maps, result if config.task.num_classes is None else jnp.argmax(result, axis=-1)
 
-    return jax.device_get(look(params, batch))
+    return lambda params: jax.device_get(look(params, batch))
 
 
 def mass_on_source(maps: Any, spans: Spans) -> dict[str, Any]:
@@ -115,9 +126,11 @@ def mass_on_source(maps: Any, spans: Spans) -> dict[str, Any]:
 
 
 def blocked_accuracy(
-    config: Config, model: str, params: Any, batch: Batch, spans: Spans
-) -> dict[str, float]:
-    """Returns the accuracy when no question may attend to its source, and two to compare it with.
+    config: Config, model: str, batch: Batch, spans: Spans
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a function of parameters: accuracy when no question may attend to its source.
+
+    And two to compare it with.
 
     ``open``: nothing is blocked. ``elsewhere``: as many other keys are blocked (``blocked_pairs``).
     What reaches a question through a third position stays open.
@@ -130,8 +143,12 @@ def blocked_accuracy(
         return jnp.mean(right[spans.row, spans.answer])
 
     cases = blocked_pairs(spans, *batch.inputs.shape[:2])
-    found = {name: float(accuracy(params, batch, blocked)) for name, blocked in cases.items()}
-    return {"answers": len(spans.row), **found}
+
+    def of_cases(params: Any) -> dict[str, float]:
+        found = {name: float(accuracy(params, batch, blocked)) for name, blocked in cases.items()}
+        return {"answers": len(spans.row), **found}
+
+    return of_cases
 
 
 def blocked_pairs(spans: Spans, rows: int, length: int) -> dict[str, Any]:
@@ -161,13 +178,14 @@ def blocked_pairs(spans: Spans, rows: int, length: int) -> dict[str, Any]:
 
 
 def gradient_reach(
-    config: Config, model: str, trained: Any, initial: Any, batch: Batch, spans: Spans
-) -> dict[str, Any]:
-    """Returns how far back an answer depends on what was read, before training and after.
+    config: Config, model: str, batch: Batch, spans: Spans
+) -> Callable[[Any], dict[str, Any]]:
+    """Returns a function of parameters: how far back an answer depends on what was read.
 
     ``by_distance[d]`` is the mean of ``|d logit_target / d embedding|`` at d positions before the
-    question, divided by its sum over all of them; ``share_at_source`` what of that sum falls on
-    the span of the source. ``uniform`` is the share that all positions alike would give.
+    question, divided by its sum over all of them; ``norm`` is the mean of that sum over answers,
+    and ``share_at_source`` what of it falls on the span of the source, where all positions alike
+    would have ``uniform``.
     """
     decoder = build_decoder(config.task, config.model_of(model))
     length = batch.inputs.shape[1]
@@ -205,14 +223,12 @@ def gradient_reach(
         means = sums / np.maximum(counts, 1)
         return {
             "share_at_source": float(on_source.mean()),
+            "uniform": float(np.mean(is_first.sum(1) / (asked + 1))),
+            "norm": float(f"{total.mean():.6g}"),
             "by_distance": [float(f"{x:.4g}") for x in means],
         }
 
-    return {
-        "initial": reach(initial),
-        "trained": reach(trained),
-        "uniform": float(np.mean(is_first.sum(1) / (asked + 1))),
-    }
+    return reach
 
 
 def examples(config: Config, batch: Batch, maps: Any, predicted: Any) -> list[dict[str, Any]]:

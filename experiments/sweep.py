@@ -207,18 +207,20 @@ def evaluate(
         }
         for i, run in enumerate(stage.runs)
     ]
-    good = next(i for i in range(num_runs) if statuses[i] != Status.DIVERGED)
-    settings = config.model_of(model)
-    trained = jax.tree.map(lambda x: jnp.asarray(x[good]), fetch(state.params))
-    initial, _ = program.init(stage.runs[good].seed)
+    good = [i for i in range(num_runs) if statuses[i] != Status.DIVERGED]
+    settings, params = config.model_of(model), fetch(state.params)
+    trained = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), params) for i in good]
+    initial = [program.init(stage.runs[i].seed)[0] for i in good]
+    inside = probes.probe(config, model, list(zip(trained, initial, strict=True)), questions)
     evaluation = {
         "model": model,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained)),
+        "parameters": sum(x.size for x in jax.tree.leaves(trained[0])),
         "state_bytes": state_bytes(settings, config.task.length),
         "reach": receptive_field(settings),
         "learning_rate": stage.runs[0].learning_rate,
         "runs": runs,
-        "probed_seed": stage.runs[good].seed,
-        "inside": probes.probe(config, model, trained, initial, questions),
+        "inside": [
+            {"seed": stage.runs[i].seed, **seen} for i, seen in zip(good, inside, strict=False)
+        ],
     }
-    return evaluation, probes.cost(config, model, trained, questions)
+    return evaluation, probes.cost(config, model, trained[0], questions)

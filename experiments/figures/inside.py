@@ -182,4 +182,5 @@ def unpacked_maps(example: dict[str, Any]) -> Any:
 
 
 def _inside(results: Results) -> dict[str, dict[str, Any]]:
-    return {m: e["inside"] for m, e in results.evaluations.items() if e.get("inside")}
+    """Returns what is seen of each model in the first of its runs."""
+    return {m: e["inside"][0] for m, e in results.evaluations.items() if e["inside"]}

@@ -138,7 +138,7 @@ def section(results: Results, anchor: str, prefix: str, command: Sequence[str] =
         ("Whole rows by length", tables.whole_rows(results)),
         ("By distance", tables.by_distance(results)),
         ("With and without a source", tables.by_group(results)),
-        ("Inside one run", tables.inside(results)),
+        ("Inside the runs", tables.inside(results)),
     )
     for title, table in titled:
         if table is not None:
@@ -163,7 +163,8 @@ def viewer_examples(results: Results) -> list[viewer.Example]:
     found = []
     for model, evaluation in results.evaluations.items():
         carried = max(results.settings(model).short_convolution - 1, 0)
-        for row, example in enumerate(evaluation["inside"].get("examples") or []):
+        first = next(iter(evaluation["inside"]), {})
+        for row, example in enumerate(first.get("examples", ())):
             answers = [
                 viewer.Answer(
                     answer["position"],

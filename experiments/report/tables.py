@@ -1,6 +1,5 @@
 """The tables of a run, from its results alone."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from experiments import statistics
@@ -231,27 +230,31 @@ def by_group(results: Results) -> Table | None:
 
 def inside(results: Results) -> Table | None:
     """Returns what the probes saw: weight on the source, accuracy without it, gradients."""
-    rows: list[Sequence[str]] = []
+    rows = []
     for model, evaluation in results.evaluations.items():
         seen = evaluation["inside"]
-        mass, blocked, gradient = (seen.get(k) for k in ("attention", "blocked", "gradient"))
-        if not (mass or blocked or gradient):
+        if not seen or not any(seen[0][k] for k in ("attention", "blocked", "gradient")):
             continue
-        weight = f"{mass['best']['mass']:.2f} ({mass['uniform']:.3f})" if mass else "-"
-        cut = ["-"] * 4
-        if blocked:
-            of_cases = [blocked[case] for case in ("open", "source", "elsewhere")]
-            cut = [words.count(blocked["answers"]), *map(words.share, of_cases)]
-        shares = ["-"] * 2
-        if gradient:
-            shares = [f"{gradient[when]['share_at_source']:.3f}" for when in ("initial", "trained")]
-            shares[1] += f" ({gradient['uniform']:.3f})"
-        rows.append([model, str(evaluation["probed_seed"]), weight, *cut, *shares])
+        weight, cut, reach = "-", ["-"] * 4, ["-"] * 3
+        if seen[0]["attention"]:
+            masses = [x["attention"]["best"]["mass"] for x in seen]
+            weight = f"{words.spread(masses)}, uniform {seen[0]['attention']['uniform']:.3f}"
+        if seen[0]["blocked"]:
+            cases = ("open", "source", "elsewhere")
+            cut = [words.spread([x["blocked"][case] for x in seen]) for case in cases]
+            cut = [words.count(seen[0]["blocked"]["answers"]), *cut]
+        if seen[0]["gradient"]:
+            stages = [[x["gradient"][when] for x in seen] for when in ("initial", "trained")]
+            reach = [words.spread([x["share_at_source"] for x in stage]) for stage in stages]
+            reach[1] += f", uniform {seen[0]['gradient']['trained']['uniform']:.3f}"
+            norms = (statistics.median([x["norm"] for x in stage]) for stage in stages)
+            reach.append(", ".join(map(words.loss, norms)))
+        rows.append([model, str(len(seen)), weight, *cut, *reach])
     if not rows:
         return None
     header = [
         "model",
-        "seed",
+        "seeds",
         "weight on source",
         "answers",
         "accuracy, open",
@@ -259,12 +262,15 @@ def inside(results: Results) -> Table | None:
         "elsewhere blocked",
         "gradient share, initial",
         "trained",
+        "gradient norm, initial and trained",
     ]
     note = (
-        f"Of one run, on {results.config.evaluate.num_probe_rows} rows. Weight on source: of the "
-        "head that puts most on the source and on where the short convolution carries it. In "
-        "parentheses: what all positions alike would give. Blocked: no question may attend to its "
-        "source, or to as many other keys; what reaches it through a third position stays open."
+        f"On {results.config.evaluate.num_probe_rows} rows: the median of seeds, least to "
+        "greatest. Weight on source: of the head that puts most on the source and on where the "
+        "short convolution carries it. Uniform: what all positions alike would give. Blocked: no "
+        "question may attend to its source, or to as many other keys; what reaches it through a "
+        "third position stays open. Gradient: of the right answer's logit by the embeddings of "
+        "the row, its norms summed over positions; share: what falls on the source."
     )
     return Table(header, rows, note)
 

@@ -87,13 +87,13 @@ def inside(config, model, length):
     layer, head = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
     reach = receptive_field(settings) or length
     decay = [0.2 * 0.9**d if d <= reach else 0.0 for d in range(length)]
+    uniform = {"uniform": 0.0625}
     seen = {
         "attention": None,
         "blocked": None,
         "gradient": {
-            "initial": {"share_at_source": 0.05, "by_distance": decay},
-            "trained": {"share_at_source": 0.45, "by_distance": decay[::-1]},
-            "uniform": 0.0625,
+            "initial": {"share_at_source": 0.05, "norm": 0.5, "by_distance": decay} | uniform,
+            "trained": {"share_at_source": 0.45, "norm": 7.0, "by_distance": decay[::-1]} | uniform,
         },
     }
     if settings.mixer in ("attention", "window"):
@@ -155,8 +155,9 @@ def make_run(
                     zip(runs, of_status, of_seeds, strict=True)
                 )
             ],
-            "probed_seed": runs[0].seed,
-            "inside": inside(config, model, config.task.length),
+            "inside": [
+                {"seed": run.seed, **inside(config, model, config.task.length)} for run in runs
+            ],
         }
         cost = [
             {"length": n, "milliseconds": n / 10, "temporary_bytes": 1000.0 * n}

@@ -88,4 +88,5 @@ def expected_spans(config):
 def reach_of(config, model):
     trained, initial = (draw_params(config, model, seed) for seed in (1, 2))
     spans = probes.spans_of(config, model, drawn(config))
-    return probes.gradient_reach(config, model, trained, initial, drawn(config), spans)
+    reach = probes.gradient_reach(config, model, drawn(config), spans)
+    return {"initial": reach(initial), "trained": reach(trained)}

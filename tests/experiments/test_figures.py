@@ -89,10 +89,13 @@ def test_first_and_second_reading_are_drawn_where_some_answers_have_no_source(tm
     assert {"loss_by_position", "accuracy_by_distance"} <= drawn
 
 
+BLIND = {"attention": None, "blocked": None, "gradient": None}
+
+
 def test_answers_without_a_source_have_no_distance(tmp_path):
     folder = make_run(tmp_path, small_config(), ALL, sources="none")
     for model in ALL:
-        rewrite(folder, model, lambda e: e.update(inside={"attention": None, "gradient": None}))
+        rewrite(folder, model, lambda e: e.update(inside=[BLIND]))
     drawn = draw(Results.load(folder))
     assert "by_seed" in drawn
     assert not drawn & {"accuracy_by_distance", "attention_maps", "blocked_sources"}
@@ -143,7 +146,7 @@ def test_the_end_of_a_receptive_field_is_drawn_where_it_is(tmp_path):
 
 def test_boxes_stand_at_true_sources(tmp_path):
     results = load(tmp_path, small_config(), ALL)
-    example = results.evaluations["attention"]["inside"]["examples"][0]
+    example = results.evaluations["attention"]["inside"][0]["examples"][0]
     figure, axes = pyplot.subplots()
     inside.draw_map(axes, np.eye(16), example, carried=2)
     (box,) = axes.patches  # of two answers one has a source

@@ -64,7 +64,7 @@ def test_a_span_ends_at_its_question():
 )
 def test_weight_on_the_source_where_all_is_seen_alike(config, model):
     params, batch = without_queries(draw_params(config, model)), drawn(config)
-    maps, predicted = probes.attention_maps(config, model, params, batch)
+    maps, predicted = probes.attention_maps(config, model, batch)(params)
     result = probes.mass_on_source(maps, probes.spans_of(config, model, batch))
 
     mass, uniform = [], []
@@ -156,7 +156,7 @@ def test_blocking_takes_away_what_was_read_there_and_nothing_else(name):
     # Were each question's answer what is said when its case is blocked, all would be right.
     for case, logits in said.items():
         rows = batch._replace(targets=np.where(with_source, logits.argmax(-1), batch.targets))
-        result = probes.blocked_accuracy(config, "attention", params, rows, spans)
+        result = probes.blocked_accuracy(config, "attention", rows, spans)(params)
         assert set(result) == {"answers", "open", "source", "elsewhere"}
         assert result[case] == 1.0
         for other, expected in said.items():
@@ -206,16 +206,25 @@ def test_examples_show_rows_as_a_person_reads_them(name):
 
 
 def test_a_probe_sees_what_the_mixer_has():
-    trained, initial = (draw_params(INDUCTION, "gru", seed) for seed in (1, 2))
-    seen = probes.probe(INDUCTION, "gru", trained, initial, questions_of(INDUCTION))
-    assert seen == {"attention": None, "blocked": None, "gradient": reach_of(INDUCTION, "gru")}
-    trained, initial = (draw_params(RECALL, "attention", seed) for seed in (1, 2))
-    seen = probes.probe(RECALL, "attention", trained, initial, questions_of(RECALL))
-    assert seen["gradient"] == reach_of(RECALL, "attention")
-    assert set(seen["blocked"]) == {"answers", "open", "source", "elsewhere"}
-    assert np.shape(seen["attention"]["mass_on_source"]) == (1, 2)
-    assert len(seen["examples"]) == probes.NUM_EXAMPLES
+    runs = [[draw_params(INDUCTION, "gru", seed) for seed in x] for x in ((1, 2), (2, 1))]
+    seen = probes.probe(INDUCTION, "gru", runs, questions_of(INDUCTION))
+    reach = reach_of(INDUCTION, "gru")
+    blank = {"attention": None, "blocked": None}
+    turned = reach | {"initial": reach["trained"], "trained": reach["initial"]}
+    assert seen == [blank | {"gradient": reach}, blank | {"gradient": turned}]
+    runs = [[draw_params(RECALL, "attention", seed) for seed in x] for x in ((1, 2), (2, 1))]
+    seen = probes.probe(RECALL, "attention", runs, questions_of(RECALL))
+    assert seen[0]["gradient"] == reach_of(RECALL, "attention")
+    for of_run in seen:
+        assert set(of_run["blocked"]) == {"answers", "open", "source", "elsewhere"}
+        assert np.shape(of_run["attention"]["mass_on_source"]) == (1, 2)
+    assert seen[0]["attention"] != seen[1]["attention"]
+    assert len(seen[0]["examples"]) == probes.NUM_EXAMPLES
+    assert "examples" not in seen[1]
     assert json.loads(json.dumps(seen)) == seen
+    blind = dataclasses.replace(RECALL.evaluate, num_probe_rows=0)
+    config = dataclasses.replace(RECALL, evaluate=blind)
+    assert probes.probe(config, "attention", runs, questions_of(RECALL)) == []
 
 
 def test_cost_is_measured_at_each_length():

@@ -75,11 +75,12 @@ def test_reach_is_that_of_the_jacobian(name, model):
             assert name == "text"
             columns = [columns[i * 11 // 7] for i in range(8)]
         by_distance = [[] for _ in range(config.task.length)]
-        on_source, uniform = [], []
+        on_source, uniform, totals = [], [], []
         for answer, asked, places, norms in found:
             if answer in columns:
                 assert not norms[asked + 1 :].any()
                 share = norms / norms.sum()
+                totals.append(norms.sum())
                 on_source.append(share[places].sum())
                 uniform.append(len(places) / (asked + 1))
                 for place in range(asked + 1):
@@ -87,7 +88,8 @@ def test_reach_is_that_of_the_jacobian(name, model):
         means = [np.mean(shares) if shares else 0.0 for shares in by_distance]
         np.testing.assert_allclose(result[which]["by_distance"], means, rtol=2e-3, atol=1e-6)
         assert result[which]["share_at_source"] == pytest.approx(np.mean(on_source), rel=1e-3)
-        assert result["uniform"] == pytest.approx(np.mean(uniform))
+        assert result[which]["norm"] == pytest.approx(np.mean(totals), rel=1e-3)
+        assert result[which]["uniform"] == pytest.approx(np.mean(uniform))
     assert json.loads(json.dumps(result)) == result
 
 
@@ -98,10 +100,9 @@ def test_shares_of_questions_at_one_place_sum_to_one():
 
 def test_nothing_reaches_beyond_a_window():
     config = dataclasses.replace(RECALL, task=Induction(length=12))
-    trained, initial = (draw_params(config, "window", seed) for seed in (1, 2))
     spans = probes.spans_of(config, "window", drawn(config))
-    result = probes.gradient_reach(config, "window", trained, initial, drawn(config), spans)
-    for which in ("initial", "trained"):
-        reach = np.array(result[which]["by_distance"])
+    reach_of_params = probes.gradient_reach(config, "window", drawn(config), spans)
+    for seed in (1, 2):
+        reach = np.array(reach_of_params(draw_params(config, "window", seed))["by_distance"])
         assert (reach[: config.model.window] > 0).all()
         assert not reach[config.model.window :].any()

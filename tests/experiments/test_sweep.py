@@ -113,8 +113,8 @@ def test_an_evaluation_holds_every_run_at_every_length(swept):
             assert sum(scores["by_distance"]["answers"]) == 20
     assert evaluation["reach"] is None
     assert evaluation["state_bytes"] > 0
-    assert evaluation["inside"]["attention"] is not None
-    assert swept.model("none").evaluation["inside"]["attention"] is None
+    assert evaluation["inside"][0]["attention"] is not None
+    assert swept.model("none").evaluation["inside"][0]["attention"] is None
     assert swept.model("none").evaluation["reach"] == 0
     accuracies = [run["lengths"]["8"]["with_source"]["accuracy"] for run in evaluation["runs"]]
     losses = [run["lengths"]["8"]["with_source"]["loss"] for run in evaluation["runs"]]

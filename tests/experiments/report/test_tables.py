@@ -141,6 +141,24 @@ def test_the_budget_is_of_all_starts_and_of_all_models(tmp_path):
     assert "0 h 1 min of training and evaluation" in text
 
 
+def test_what_is_seen_inside_is_of_all_seeds(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+
+    def change(evaluation):
+        for n, seen in enumerate(evaluation["inside"]):
+            seen["blocked"]["source"] = (0.3, 0.1, 0.2)[n]
+            seen["gradient"]["trained"]["norm"] = (4.0, 9.0, 5.0)[n]
+
+    rewrite(folder, "attention", change)
+    table = next(t for t in Page(write(tmp_path, folder)[0]).tables if "weight on source" in t[0])
+    row = row_of(table, "attention")
+    assert row["seeds"] == "3"
+    assert row["source blocked"] == "0.200 (0.100-0.300)"
+    assert row["accuracy, open"] == "0.900"
+    assert row["trained"] == "0.450, uniform 0.062"
+    assert row["gradient norm, initial and trained"] == "0.5, 5"
+
+
 def test_what_lies_beyond_the_reach_is_marked(tmp_path):
     config = small_config(model=small_config().model.__class__(window=2, short_convolution=0))
     folder = make_run(tmp_path, config, ALL)
