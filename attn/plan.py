@@ -319,9 +319,10 @@ def plan(
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
-        options = options_of(jax.default_backend(), is_named=bool(fused))
+        platform = jax.default_backend()
+        options = options_of(platform, is_named=bool(fused))
         if fused is False or options is None:
-            sides = tile_sizes(query.shape, key.shape, mask is not None)
+            sides = tile_sizes(platform, query.shape, key.shape, mask is not None)
         else:
             sides = OF_KERNELS[options["kernels"]]
     ring = spread if isinstance(spread, Ring) else None

@@ -116,16 +116,23 @@ OF_KERNELS = {"tpu": TileSizes(512, 512, multiple=128), "gpu": TileSizes(128, 12
 """Of tiles that kernels take, by hardware: a register of a TPU has 128 lanes."""
 
 
+MANY = 16
+"""Rows times heads, beyond which a masked call on CPU takes the smallest tiles."""
+
+
 def tile_sizes(
-    query_shape: tuple[Any, ...], key_shape: tuple[Any, ...], is_masked: bool
+    platform: str, query_shape: tuple[Any, ...], key_shape: tuple[Any, ...], is_masked: bool
 ) -> TileSizes:
     """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
 
-    A tile should be large enough for both cores to share its products, and under a mask there
-    should be two along an axis, so that some can be empty.
+    A tile should be large enough for both cores to share its products. Under a mask there should be
+    two along an axis, so that some can be empty, and on CPU many where rows and heads are many,
+    whose products are large enough as it is.
     """
     *batch, num_queries, num_heads, _ = query_shape
-    most = 1024 if math.prod(batch) * num_heads == 1 else 512
+    together = math.prod(batch) * num_heads
+    many = isinstance(together, int) and together > MANY and is_masked and platform == "cpu"
+    most = 128 if many else 1024 if together == 1 else 512
 
     def side(length):
         halves = isinstance(length, int) and is_masked

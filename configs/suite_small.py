@@ -3,12 +3,13 @@
 Command   python -m experiments.run configs/suite_small.py
           python -m experiments.run configs/suite_small.py --quick   (every figure, roughly)
 
-What its members share is for short runs. The learning rate stays at its peak until the last 30 %
-of the steps, the last half where an error is to become small (adding); --optimizer.decay-share 1.0
-is the cosine from the start. One grid of four rates is tried by every model: in so few steps 3e-4
-was the best of none. Attention has two heads, and four on the longer rows of recall and on adding,
-where it learns late with two; SSD and the delta rule have one, which gives them their largest
-state. Seeds begin at 200: with those from 0, 100 and 300 all of this was found and rehearsed.
+What its members share is for short runs. The learning rate stays at its peak until the last 30 % of
+the steps, the last half where an error or a loss is to become small (adding, text);
+--optimizer.decay-share 1.0 is the cosine from the start. One grid of four rates is tried by every
+model: in so few steps 3e-4 was the best of none. Attention has two heads, and four on the longer
+rows of recall and on adding, where it learns late with two; SSD and the delta rule have one, which
+gives them their largest state. Seeds begin at 200: with those from 0, 100 and 300 all of this was
+found and rehearsed.
 small/recall_long.py and small/induction_long.py, of the longest rows, are run on their own.
 """
 

@@ -27,6 +27,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(decay_share=0.5),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=700, batch_size=32, stop_accuracy=None, checkpoint_every=350),
-        evaluate=EvaluateConfig(num_answers=10_000, cost_lengths=(128, 256, 512, 1024, 2048)),
+        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=None, checkpoint_every=400),
+        evaluate=EvaluateConfig(num_answers=10_000, cost_lengths=(128, 256, 512, 1024)),
     )

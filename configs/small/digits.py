@@ -27,10 +27,9 @@ def get_config() -> Config:
             "ssd,num_heads=1",
             "delta_rule,num_heads=1",
             "gru",
-            "lstm",
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
-        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=8),
+        sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=5),
         train=TrainConfig(steps=400, batch_size=32, stop_accuracy=None, checkpoint_every=200),
         evaluate=EvaluateConfig(num_answers=10_295, batch_size=71, lengths=(16, 32, 64, 128)),
     )

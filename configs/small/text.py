@@ -28,7 +28,7 @@ def get_config() -> Config:
             "gru",
             "long_convolution",
         ),
-        optimizer=OptimizerConfig(decay_share=0.3),
+        optimizer=OptimizerConfig(decay_share=0.5),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
         train=TrainConfig(steps=400, batch_size=16, stop_accuracy=None, checkpoint_every=200),
         evaluate=EvaluateConfig(num_answers=50_000),

@@ -1,4 +1,4 @@
-"""Recall against width, with four times the pairs in rows of twice the length of small/width.py.
+"""Recall against width, with twice the pairs in rows of twice the length of small/width.py.
 
 Command   python -m experiments.run configs/small/width_long.py
 Minutes   22, on two shared cores
@@ -18,13 +18,13 @@ def get_config() -> Config:
     """Returns the config of recall of many pairs at several widths."""
     return Config(
         claim=(
-            "Sixteen pairs are more than a narrow state holds: what a mixer with a bounded state "
+            "Eight pairs are more than a narrow state holds: what a mixer with a bounded state "
             "recalls of them falls sooner with its width than what attention does."
         ),
-        task=Recall(vocab_size=256, length=128, num_pairs=16),
+        task=Recall(vocab_size=256, length=128, num_pairs=8),
         models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=800, batch_size=32, stop_accuracy=0.999, checkpoint_every=400),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.999, checkpoint_every=300),
         evaluate=EvaluateConfig(),
     )
