@@ -43,6 +43,8 @@ class Spans(NamedTuple):
     """``[n, width]``, the positions of the span; none beyond the question."""
     is_first: Any
     """``[n, width]``, false where a place repeats the one before it."""
+    end: Any
+    """``[n]``, the last position to which the convolutions of all layers carry the source."""
 
 
 def probe(
@@ -89,7 +91,8 @@ def spans_of(config: Config, model: str, batch: Batch) -> Spans:
     asked, source = batch.positions[row, answer], batch.sources[row, answer]
     places = source[:, None] + np.arange(1 - config.task.source_width, carried + 1)
     places = np.minimum(places, asked[:, None])
-    return Spans(row, answer, asked, places, np.diff(places, prepend=-1) > 0)
+    end = np.minimum(source + carried * config.model_of(model).num_layers, asked)
+    return Spans(row, answer, asked, places, np.diff(places, prepend=-1) > 0, end)
 
 
 def attention_maps(config: Config, model: str, batch: Batch) -> Callable[[Any], tuple[Any, Any]]:
@@ -128,12 +131,11 @@ def mass_on_source(maps: Any, spans: Spans) -> dict[str, Any]:
 def blocked_accuracy(
     config: Config, model: str, batch: Batch, spans: Spans
 ) -> Callable[[Any], dict[str, float]]:
-    """Returns a function of parameters: accuracy when no question may attend to its source.
+    """Returns a function of parameters: accuracy when a source may not be attended to.
 
-    And two to compare it with.
-
-    ``open``: nothing is blocked. ``elsewhere``: as many other keys are blocked (``blocked_pairs``).
-    What reaches a question through a third position stays open.
+    ``source``: by its question; what reaches that through a third position stays open. ``hidden``:
+    by any later position, so that it reaches none. To compare with: ``open``, where nothing is
+    blocked, and ``elsewhere``, where as many other keys of the question are (``blocked_pairs``).
     """
     decoder = build_decoder(config.task, config.model_of(model))
 
@@ -157,6 +159,7 @@ def blocked_pairs(spans: Spans, rows: int, length: int) -> dict[str, Any]:
     ``source``: those of each question and its span. ``elsewhere``: of each question and as many
     keys side by side, drawn from its past but for the span; all of these where there are fewer.
     The past is taken as a ring, so that they may begin at its end and go on at its beginning.
+    ``hidden``: of every position and any other of a span, up to its ``end``.
     """
     past, size = spans.asked + 1, spans.is_first.sum(axis=1)
     count = np.minimum(size, past - size)
@@ -170,9 +173,14 @@ def blocked_pairs(spans: Spans, rows: int, length: int) -> dict[str, Any]:
         blocked[spans.row[n], spans.asked[n], places[n, place]] = True
         return blocked
 
+    hidden = np.zeros((rows, length, length), bool)
+    for row, first, end in zip(spans.row, spans.places[:, 0], spans.end, strict=True):
+        hidden[row, first:, first : end + 1] = True
+    hidden &= ~np.eye(length, dtype=bool)
     return {
         "open": np.zeros((rows, length, length), bool),
         "source": pairs(spans.places, spans.is_first),
+        "hidden": hidden,
         "elsewhere": pairs(beside, steps < count[:, None]),
     }
 
@@ -192,7 +200,7 @@ def gradient_reach(
     columns = np.unique(spans.answer)
     columns = columns[np.linspace(0, len(columns) - 1, min(len(columns), MAX_ANSWERS)).astype(int)]
     few = np.isin(spans.answer, columns)
-    row, answer, asked, places, is_first = (x[few] for x in spans)
+    row, answer, asked, places, is_first, _ = (x[few] for x in spans)
 
     @jax.jit
     def norms(params: Any, batch: Batch) -> Any:

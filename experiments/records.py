@@ -9,7 +9,7 @@
           metrics.jsonl         a line a dispatch, in it an entry a run
           checkpoints/N/        states after N steps
         search.json             how the rates did, which was chosen
-        evaluation.json         what the fresh runs reached, what is seen inside one
+        evaluation.json         what the fresh runs reached, what is seen inside each
         cost.json               seconds of all starts; time and memory of a step by length
       figures/  report.*        what a reader looks at
       finished.json             written last: floors, seconds of the last start

@@ -184,7 +184,7 @@ def evaluate(
     state: TrainState,
     questions: Questions,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Returns what the fresh runs of a model reach, with what is seen inside one, and its cost."""
+    """Returns what the fresh runs of a model reach, with what is seen inside them, and its cost."""
     num_runs = len(stage.runs)
     counts = np.arange(program.places.count) < num_runs
     lengths: list[dict[str, Any]] = [{} for _ in range(num_runs)]

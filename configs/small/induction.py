@@ -35,6 +35,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(decay_share=0.3),
         sweep=SweepConfig(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=1, seeds=4),
-        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=0.9999, checkpoint_every=300),
+        train=TrainConfig(steps=600, batch_size=32, stop_accuracy=None, checkpoint_every=300),
         evaluate=EvaluateConfig(num_answers=2_000, batch_size=20, lengths=(64, 256, 1024)),
     )

@@ -23,9 +23,9 @@ def get_config() -> Config:
         models=(
             "attention,position=rotary",
             "window,position=rotary",
-            "ssd,num_heads=1",
-            "delta_rule,num_heads=1",
-            "gru",
+            "ssd,num_heads=1,position=learned",
+            "delta_rule,num_heads=1,position=learned",
+            "gru,position=learned",
             "long_convolution",
         ),
         optimizer=OptimizerConfig(decay_share=0.5),

@@ -77,22 +77,23 @@ def draw_map(axes: Axes, weights: Any, example: dict[str, Any], carried: int) ->
 
 
 def blocked_sources(results: Results) -> Figure | None:
-    """Accuracy with everything open, with the source blocked, with as much blocked elsewhere."""
+    """Accuracy with all open, the source blocked, hidden from all, as much blocked elsewhere."""
     cases = {m: s["blocked"] for m, s in _inside(results).items() if s.get("blocked")}
     if not cases:
         return None
     looks: dict[str, dict[str, Any]] = {
         "open": {},
         "source": {"fill": False, "hatch": "////", "linewidth": 0.8},
+        "hidden": {"fill": False, "linewidth": 0.8},
         "elsewhere": {"alpha": 0.4},
     }
-    figure, axes = style.pyplot.subplots(figsize=(6.1, 0.62 * len(cases) + 1.6))
-    style.title(figure, f"{results.name}: accuracy when no question may attend to its source")
+    figure, axes = style.pyplot.subplots(figsize=(6.1, 0.8 * len(cases) + 1.8))
+    style.title(figure, f"{results.name}: accuracy when a source may not be attended to")
     for row, (model, blocked) in enumerate(cases.items()):
         for i, (case, look) in enumerate(looks.items()):
-            y = row + 0.26 * (i - 1)
-            axes.barh(y, blocked[case], 0.22, color=style.colour_of(model), **look)
-            if look.get("hatch"):
+            y = row + 0.21 * (i - 1.5)
+            axes.barh(y, blocked[case], 0.18, color=style.colour_of(model), **look)
+            if "fill" in look:
                 axes.patches[-1].set_edgecolor(style.colour_of(model))
             axes.text(blocked[case] + 0.008, y, f"{blocked[case]:.0%}", va="center", fontsize=7.5)
     axes.set(yticks=range(len(cases)), yticklabels=list(cases), xlabel="accuracy on probed rows")
@@ -102,13 +103,19 @@ def blocked_sources(results: Results) -> Figure | None:
     axes.set_xlim(0, 1.08)
     for floor in list(results.floors.values())[:1]:
         axes.axvline(floor.accuracy, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    names = ("nothing blocked", "source blocked", "as many keys blocked elsewhere")
+    names = (
+        "nothing blocked",
+        "blocked for its question",
+        "for all that comes later",
+        "as many other keys, for the question",
+    )
     handles = [
         Patch(facecolor=GREY),
         Patch(facecolor="none", edgecolor=GREY, hatch="////"),
+        Patch(facecolor="none", edgecolor=GREY),
         Patch(facecolor=GREY, alpha=0.4),
     ]
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

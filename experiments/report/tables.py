@@ -235,12 +235,12 @@ def inside(results: Results) -> Table | None:
         seen = evaluation["inside"]
         if not seen or not any(seen[0][k] for k in ("attention", "blocked", "gradient")):
             continue
-        weight, cut, reach = "-", ["-"] * 4, ["-"] * 3
+        weight, cut, reach = "-", ["-"] * 5, ["-"] * 3
         if seen[0]["attention"]:
             masses = [x["attention"]["best"]["mass"] for x in seen]
             weight = f"{words.spread(masses)}, uniform {seen[0]['attention']['uniform']:.3f}"
         if seen[0]["blocked"]:
-            cases = ("open", "source", "elsewhere")
+            cases = ("open", "source", "hidden", "elsewhere")
             cut = [words.spread([x["blocked"][case] for x in seen]) for case in cases]
             cut = [words.count(seen[0]["blocked"]["answers"]), *cut]
         if seen[0]["gradient"]:
@@ -259,6 +259,7 @@ def inside(results: Results) -> Table | None:
         "answers",
         "accuracy, open",
         "source blocked",
+        "source hidden",
         "elsewhere blocked",
         "gradient share, initial",
         "trained",
@@ -269,8 +270,9 @@ def inside(results: Results) -> Table | None:
         "greatest. Weight on source: of the head that puts most on the source and on where the "
         "short convolution carries it. Uniform: what all positions alike would give. Blocked: no "
         "question may attend to its source, or to as many other keys; what reaches it through a "
-        "third position stays open. Gradient: of the right answer's logit by the embeddings of "
-        "the row, its norms summed over positions; share: what falls on the source."
+        "third position stays open. Hidden: nor may any other later position. Gradient: of the "
+        "right answer's logit by the embeddings of the row, its norms summed over positions; "
+        "share: what falls on the source."
     )
     return Table(header, rows, note)
 

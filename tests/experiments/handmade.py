@@ -99,7 +99,8 @@ def inside(config, model, length):
     if settings.mixer in ("attention", "window"):
         best = {"layer": layer, "head": head, "mass": float(mass.max())}
         seen["attention"] = {"mass_on_source": mass.tolist(), "uniform": 0.0625, "best": best}
-        seen["blocked"] = {"answers": 4, "open": 0.9, "source": 0.0625, "elsewhere": 0.875}
+        blocked = {"open": 0.9, "source": 0.125, "hidden": 0.0625, "elsewhere": 0.875}
+        seen["blocked"] = {"answers": 4} | blocked
         seen["examples"] = [example, example]
     return seen
 

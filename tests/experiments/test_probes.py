@@ -14,6 +14,7 @@ from experiments.tasks import (
     UNASKED,
 )
 from tests.experiments.probed import (
+    CARRIED,
     CONFIGS,
     DIGITS,
     INDUCTION,
@@ -42,10 +43,11 @@ def test_spans_are_where_the_sources_stand(name):
     spans = probes.spans_of(config, "attention", drawn(config))
     expected = list(expected_spans(config))
     assert len(expected) == len(spans.row) > 0
-    for row, answer, asked, places, is_first, (*of_loop, in_loop) in zip(
+    for row, answer, asked, places, is_first, end, (*of_loop, in_loop) in zip(
         *spans, expected, strict=True
     ):
         assert (row, answer, asked) == tuple(of_loop)
+        assert end == max(in_loop), "one layer carries it no further"
         assert places[is_first].tolist() == in_loop
         assert set(places) == set(in_loop)
 
@@ -125,11 +127,13 @@ def test_every_other_key_of_the_past_can_be_blocked_elsewhere():
     many = np.arange(2000)
     places = np.full((2000, 1), 3) + np.arange(2)
     asked = np.full(2000, 7)
-    spans = Spans(many, np.zeros_like(many), asked, places, np.ones((2000, 2), bool))
+    zeros, is_first = np.zeros_like(many), np.ones((2000, 2), bool)
+    spans = Spans(many, zeros, asked, places, is_first, places[:, 1])
     counts = probes.blocked_pairs(spans, 2000, 9)["elsewhere"][:, 7].sum(0)
     assert (counts[[0, 1, 2, 5, 6, 7]] > 200).all()
     assert not counts[[3, 4, 8]].any()
-    whole = Spans(*(x[:1] for x in (many, many, np.array([1]), np.array([[0, 1]]), spans.is_first)))
+    one = np.array([1])
+    whole = Spans(*(x[:1] for x in (many, many, one, np.array([[0, 1]]), is_first, one)))
     assert not probes.blocked_pairs(whole, 1, 2)["elsewhere"].any(), "there is no other key"
 
 
@@ -148,20 +152,44 @@ def test_blocking_takes_away_what_was_read_there_and_nothing_else(name):
     np.testing.assert_allclose(said["open"], free, rtol=1e-4, atol=1e-5)
     with_source = np.zeros(batch.targets.shape, bool)
     with_source[spans.row, spans.answer] = True
-    for case in ("source", "elsewhere"):
+    for case in ("source", "hidden", "elsewhere"):
         change = np.abs(said[case] - free).max(axis=-1)
         assert (change[with_source] > 1e-4).all()
-        np.testing.assert_allclose(change[~with_source], 0, atol=1e-4)
+        if case != "hidden":
+            np.testing.assert_allclose(change[~with_source], 0, atol=1e-4)
 
     # Were each question's answer what is said when its case is blocked, all would be right.
     for case, logits in said.items():
         rows = batch._replace(targets=np.where(with_source, logits.argmax(-1), batch.targets))
         result = probes.blocked_accuracy(config, "attention", rows, spans)(params)
-        assert set(result) == {"answers", "open", "source", "elsewhere"}
+        assert set(result) == {"answers", *cases}
         assert result[case] == 1.0
         for other, expected in said.items():
             right = expected.argmax(-1) == rows.targets
             assert result[other] == pytest.approx(right[with_source].mean())
+
+
+@pytest.mark.parametrize("name", ["recall", "induction"])
+def test_nothing_of_a_hidden_source_reaches_its_question(name):
+    model = dataclasses.replace(CARRIED, num_layers=2)
+    config = dataclasses.replace(CONFIGS[name], model=model)
+    batch, params = drawn(config), draw_params(config, "attention")
+    spans = probes.spans_of(config, "attention", batch)
+    blocked = probes.blocked_pairs(spans, *batch.inputs.shape[:2])
+    decoder = build_decoder(config.task, config.model_of("attention"))
+    say = jax.jit(
+        lambda inputs, b: decoder.apply({"params": params}, inputs, batch.positions, blocked=b)
+    )
+    far = spans.asked > spans.end
+    assert far.any()
+    for row, answer in zip(spans.row[far], spans.answer[far], strict=True):
+        inputs = np.array(batch.inputs)
+        inputs[row, batch.sources[row, answer]] = 1
+        assert (inputs != batch.inputs).any() or batch.targets[row, answer] == 1
+        before, after = (say(x, blocked["hidden"])[row, answer] for x in (batch.inputs, inputs))
+        np.testing.assert_array_equal(before, after)
+    through = [say(x, blocked["source"])[row, answer] for x in (batch.inputs, inputs)]
+    assert np.abs(through[0] - through[1]).max() > 1e-3, "through a third position it does"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 17)])
@@ -216,7 +244,7 @@ def test_a_probe_sees_what_the_mixer_has():
     seen = probes.probe(RECALL, "attention", runs, questions_of(RECALL))
     assert seen[0]["gradient"] == reach_of(RECALL, "attention")
     for of_run in seen:
-        assert set(of_run["blocked"]) == {"answers", "open", "source", "elsewhere"}
+        assert set(of_run["blocked"]) == {"answers", "open", "source", "hidden", "elsewhere"}
         assert np.shape(of_run["attention"]["mass_on_source"]) == (1, 2)
     assert seen[0]["attention"] != seen[1]["attention"]
     assert len(seen[0]["examples"]) == probes.NUM_EXAMPLES
