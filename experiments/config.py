@@ -13,6 +13,7 @@ The models that a run compares are named by what sets them apart: a mixer, and t
 import dataclasses
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args
 
 from experiments.checks import check
@@ -27,6 +28,13 @@ DType = Literal["float32", "bfloat16"]
 
 MAX_SEED = 2**30
 """Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
+PARSERS: dict[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: {"True": True, "False": False}.__getitem__,
+}
+"""Of the values of settings that a model's name changes, by the type of their default."""
 NEAR = 1.5
 """Steps that a lower learning rate may take, times those of the soonest, to be chosen."""
 
@@ -240,10 +248,11 @@ class Config:
                 )
             kind = type(fields[field].default)
             try:
-                settings[field] = kind(value)
-            except ValueError as error:
+                settings[field] = PARSERS[kind](value)
+            except (KeyError, ValueError) as error:
+                known = kind.__name__ if kind in PARSERS else "one that can be written in a name"
                 raise ValueError(
-                    f"models has {name!r}; expected {field} to be of type {kind.__name__}"
+                    f"models has {name!r}; expected {field} to be of type {known}"
                 ) from error
         try:
             return dataclasses.replace(self.model, **settings)

@@ -169,20 +169,58 @@ class Results:
         return mean, (max(min(low, least), 0.0), min(max(high, most), 1.0))
 
     def variants(self) -> dict[str, list[str]]:
-        """Returns the models of each mixer, in the order of the config.
+        """Returns the models of each mixer, the one that did best in the search first.
 
-        Of several widths, only those of the config's own, at which mixers are alike. The first is
-        what a summary shows of a mixer: not the best, which of many variants would be better than
-        of few.
+        That one a summary shows of a mixer: chosen on rows and seeds that are never reported, as
+        its learning rate is. Of several widths, only those of the config's own, at which mixers are
+        alike. Where nothing was searched they stand in the order of the config.
         """
         families: dict[str, list[str]] = {}
         for model in self.models:
             families.setdefault(mixer_of(model), []).append(model)
         width = self.config.model.width
         return {
-            mixer: [m for m in models if self.settings(m).width == width] or models
+            mixer: sorted(
+                [m for m in models if self.settings(m).width == width] or models,
+                key=self._validation,
+            )
             for mixer, models in families.items()
         }
+
+    def _validation(self, model: str) -> tuple[float, float]:
+        """Returns what sorts models by how they did in the search at the rate that was chosen."""
+        tried = self.tried(model)
+        if not tried:
+            return 0.0, 0.0
+        accuracy, loss = ([run[x] for run in tried] for x in ("accuracy", "loss"))
+        return -statistics.median(accuracy), statistics.median(loss)
+
+    def tried(self, model: str) -> list[dict[str, Any]]:
+        """Returns how the runs of the search did at the rate that was chosen, on valid rows."""
+        found = self.search(model) or {"runs": [], "chosen": None}
+        return [run for run in found["runs"] if run["learning_rate"] == found["chosen"]]
+
+    def rival(self, model: str) -> str | None:
+        """Returns what a model is compared with: the first model, at its width if there is one.
+
+        None for what is itself compared with.
+        """
+        first = self.config.models[0]
+        width = self.settings(model).width
+        alike = [
+            m
+            for m in self.models
+            if mixer_of(m) == mixer_of(first) and self.settings(m).width == width
+        ]
+        found = first if self.settings(first).width == width or not alike else alike[0]
+        return None if found == model or found not in self.models else found
+
+    @property
+    def every_answer_has_a_source(self) -> bool:
+        """Whether all answers of a row can be read in it, so that a whole row can be right."""
+        return not any(
+            {"with_source", "without_source"} <= set(self.asked(model)[0]) for model in self.models
+        )
 
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""

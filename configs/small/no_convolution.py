@@ -26,17 +26,17 @@ def get_config() -> Config:
     """Returns the config of recall without short convolutions."""
     return Config(
         claim=(
-            "The short convolution before every mixer only makes recall quick to learn: attention "
-            "learns it without one, from learned positions."
+            "Without the short convolution before it attention still learns recall, from learned "
+            "positions."
         ),
         task=Recall(vocab_size=64, length=32, num_pairs=4),
         models=(
             "attention,position=learned",
             "attention",
-            "ssd,num_heads=1",
+            "ssd,num_heads=1,position=learned",
+            "delta_rule,num_heads=1,position=learned",
             "delta_rule,num_heads=1",
-            "gru",
-            "lstm",
+            "gru,position=learned",
             "long_convolution",
         ),
         model=ModelConfig(short_convolution=0),

@@ -75,7 +75,7 @@ def by_distance(results: Results) -> Figure | None:
         axes.set(title=title, xlabel="distance to the source (tokens)")
         axes.set_xlim(0, bins[-1][1] + 0.5)
         style.percent_axis(axes.yaxis)
-        _reaches(axes, results, models, bins[-1][1])
+        reach_lines(axes, results, models, bins[-1][1])
         style.label_ends(axes, [*labels, *floor_lines(axes, results.floors)])
     row[0].set_ylabel(ACCURACY)
     return figure
@@ -130,13 +130,6 @@ def seed_lines(
     return labels
 
 
-def _dots(axes: Axes, results: Results, values: Sequence[Sequence[float]]) -> None:
-    for row, (model, of_model) in enumerate(zip(results.models, values, strict=True)):
-        colour = style.colour_of(model)
-        axes.plot(of_model, [row] * len(of_model), "o", color=colour, alpha=0.55, mew=0)
-        axes.plot(np.median(of_model), row, "|", color=colour, markersize=13, mew=2)
-
-
 def floor_lines(axes: Axes, floors: dict[str, Floor], metric: str = "accuracy") -> list[Label]:
     """Draws what trivial predictors reach; returns their labels."""
     labels = []
@@ -146,7 +139,7 @@ def floor_lines(axes: Axes, floors: dict[str, Floor], metric: str = "accuracy") 
     return labels
 
 
-def _reaches(axes: Axes, results: Results, models: Sequence[str], farthest: float) -> None:
+def reach_lines(axes: Axes, results: Results, models: Sequence[str], farthest: float) -> None:
     """Draws where receptive fields end, once for all the models that share a mixer and an end."""
     ends = {(results.reach(m), mixer_of(m)) for m in models}
     for reach, mixer in sorted((r, m) for r, m in ends if r is not None and r < farthest):
@@ -156,3 +149,10 @@ def _reaches(axes: Axes, results: Results, models: Sequence[str], farthest: floa
         side = "right" if reach > 0.1 * farthest else "left"
         text = {"rotation": 90, "ha": side, "va": "center", "fontsize": 7.5, "bbox": box}
         axes.text(reach, 0.5, f"{mixer} reaches {reach}", color=colour, **text)
+
+
+def _dots(axes: Axes, results: Results, values: Sequence[Sequence[float]]) -> None:
+    for row, (model, of_model) in enumerate(zip(results.models, values, strict=True)):
+        colour = style.colour_of(model)
+        axes.plot(of_model, [row] * len(of_model), "o", color=colour, alpha=0.55, mew=0)
+        axes.plot(np.median(of_model), row, "|", color=colour, markersize=13, mew=2)

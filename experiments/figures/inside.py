@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from experiments.figures import style
+from experiments.figures.accuracy import floor_lines, reach_lines
 from experiments.figures.style import GREY, Label
 from experiments.results import Results
 
@@ -165,9 +166,8 @@ def headline(results: Results) -> Figure | None:
     left.set_title(f"{results.name}: median of {results.seeds} seeds")
     left.set_xlim(0, bins[-1][1] + 0.5)
     style.percent_axis(left.yaxis)
-    for floor in list(results.floors.values())[:1]:
-        labels.append(Label("chance", floor.accuracy, style.horizontal(left, floor.accuracy)))
-    style.label_ends(left, labels)
+    reach_lines(left, results, shown, bins[-1][1])
+    style.label_ends(left, [*labels, *floor_lines(left, results.floors)])
     seen = _inside(results)[models[0]]
     best, example = seen["attention"]["best"], seen["examples"][0]
     carried = max(results.settings(models[0]).short_convolution - 1, 0)

@@ -9,6 +9,8 @@ FEW_SEEDS = 5
 """Of so many seeds or fewer a run's page says that they are few."""
 FAR_APART = 0.2
 """From this on, the page says that accuracies of a model's seeds differ."""
+ENOUGH_ANSWERS = 10_000
+"""Of fewer a run's page says so."""
 
 
 def noted(results: Results) -> list[str]:
@@ -17,9 +19,11 @@ def noted(results: Results) -> list[str]:
         return _unfinished(results)
     return [
         *_unfinished(results),
-        *_better_than_first(results),
+        *_better_than_rivals(results),
         *_without_success(results),
         *_disagreeing(results),
+        *_unlike_the_search(results),
+        *_without_the_source(results),
         *_diverged(results),
         *_beyond_reach(results),
         *_at_the_edge(results),
@@ -38,15 +42,15 @@ def _unfinished(results: Results) -> list[str]:
     return found
 
 
-def _better_than_first(results: Results) -> list[str]:
-    first = results.config.models[0]
-    if first not in results.models:
-        return []
+def _better_than_rivals(results: Results) -> list[str]:
     found = []
     for model in results.models:
+        first = results.rival(model)
+        if first is None:
+            continue
         ours, theirs = results.median(first), results.median(model)
         better = []
-        if theirs > ours:
+        if theirs > ours and words.share(theirs) != words.share(ours):
             values = f"{words.share(theirs)} against {words.share(ours)}"
             better.append(f"the higher median accuracy ({values})")
         ours, theirs = results.median(first, "loss"), results.median(model, "loss")
@@ -55,6 +59,9 @@ def _better_than_first(results: Results) -> list[str]:
             better.append(f"the lower median loss ({values})")
         if better:
             found.append(f"{model} has {' and '.join(better)} than {first}.")
+    first = results.config.models[0]
+    if first not in results.models:
+        return found
     return [*found, *_better_without_source(results, first), *_better_at_lengths(results, first)]
 
 
@@ -118,6 +125,52 @@ def _disagreeing(results: Results) -> list[str]:
     return found
 
 
+def _unlike_the_search(results: Results) -> list[str]:
+    found = []
+    for model in results.models:
+        few, many = (end(results.scores(model, "accuracy")) for end in (min, max))
+        tried = [run["accuracy"] for run in results.tried(model)]
+        if tried and (max(tried) < few - FAR_APART or min(tried) > many + FAR_APART):
+            found.append(
+                f"At the rate that was chosen for {model} the search had accuracy "
+                f"{', '.join(map(words.share, tried))} on valid rows, its fresh seeds "
+                f"{words.share(few)} to {words.share(many)} on test rows."
+            )
+    return found
+
+
+def _without_the_source(results: Results) -> list[str]:
+    """Accuracy that blocking takes less than half of, and what guesses better when it is hidden."""
+    if not results.floors:
+        return []
+    lowest, highest = (end(f.accuracy for f in results.floors.values()) for end in (min, max))
+    kept, guessed = [], []
+    for model, evaluation in results.evaluations.items():
+        cases = [seen["blocked"] for seen in evaluation["inside"] if seen["blocked"]]
+        if not cases:
+            continue
+        middle = {case: statistics.median([x[case] for x in cases]) for case in cases[0]}
+        right = statistics.wilson_interval(
+            middle["hidden"] * middle["answers"], round(middle["answers"])
+        )
+        if middle["source"] - lowest > (middle["open"] - lowest) / 2 > FAR_APART / 2:
+            kept.append(f"{model} ({words.share(middle['source'])})")
+        if right[0] > highest:
+            guessed.append(f"{model} ({words.share(middle['hidden'])})")
+    found = []
+    if kept:
+        found.append(
+            "With its source blocked for the question alone, more than half of what is above the "
+            f"lowest floor is left: {_listed(kept)}. There it goes through a third position."
+        )
+    if guessed:
+        found.append(
+            f"With the source hidden from all that comes later, these are still above the highest "
+            f"floor: {_listed(guessed)}. So much is known without it, or carried by convolutions."
+        )
+    return found
+
+
 def _diverged(results: Results) -> list[str]:
     found = []
     for model in results.models:
@@ -177,6 +230,11 @@ def _limits(results: Results) -> list[str]:
         )
     elif tuning == 1:
         found.append("Each learning rate was tried on one tuning seed.")
+    answers = results.config.evaluate.num_answers
+    if answers < ENOUGH_ANSWERS:
+        found.append(
+            f"Each run is asked {answers:,} answers of a length, fewer than {ENOUGH_ANSWERS:,}."
+        )
     if results.seeds <= FEW_SEEDS:
         few = "One seed a model" if results.seeds == 1 else f"{results.seeds} seeds a model"
         found.append(f"{few}: the intervals are wide, and a sign test cannot reach .05.")

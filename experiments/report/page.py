@@ -133,7 +133,7 @@ def section(results: Results, anchor: str, prefix: str, command: Sequence[str] =
     if facts:
         blocks += [Heading(3, "Noted"), Facts(facts)]
     titled = (
-        ("Differences from the first model", tables.differences(results)),
+        ("Differences", tables.differences(results)),
         ("By length", tables.by_length(results)),
         ("Whole rows by length", tables.whole_rows(results)),
         ("By distance", tables.by_distance(results)),
@@ -225,9 +225,11 @@ def _environments(results: Results, command: Sequence[str]) -> list[Block]:
     if is_own and "--models" not in arguments:
         lines += [[*arguments, "--models", model] for model in results.models]
     commands = [f"python -m experiments.run {shlex.join(line)}" for line in lines]
+    commit = results.folder.environments[-1]["commit"]
+    what = "All of it, and each row alone" if len(lines) > 1 else "The run that this is of"
     return [
         Heading(3, "Environment and commands"),
         table,
-        Paragraph("All of it, and each row alone, to the same numbers."),
+        Paragraph(f"{what}, to the same numbers at commit {commit}."),
         Code("\n".join(commands), "bash"),
     ]

@@ -27,9 +27,9 @@ def summary(runs: Sequence[Results]) -> Table:
     thresholds = sorted({words.percent(results.threshold) for results in runs})
     note = (
         f"Seeds that reach {', '.join(thresholds)}, of all [Wilson 95 %], then median accuracy, at "
-        "the length of training. Of a mixer with several variants of one width, the one that the "
-        "config names first, whichever did best; the sections have them all. Chance is the first "
-        "floor of the task."
+        "the length of training. Of a mixer with several variants of one width, the one that did "
+        "best in the search, on seeds and rows that are not reported; the sections have them all. "
+        "Chance is the first floor of the task."
     )
     return Table(["task", *mixers, "chance"], rows, note)
 

@@ -22,16 +22,18 @@ def models(results: Results) -> Table:
         "state",
         "rate",
         f"runs at {aim} [Wilson 95 %]",
+        "of as many others",
         "median accuracy",
         f"mean accuracy {_of_what(results)}",
         "every seed",
         "whole rows",
         f"median {results.loss_unit}",
         f"mean loss {_of_what(results)}",
-        f"steps to {aim}",
+        f"steps to {aim} in training",
         *(["diverged"] if any_diverged else []),
     ]
     rows = []
+    whole_rows_count = results.every_answer_has_a_source
     for model in results.models:
         evaluation = results.evaluations[model]
         reach = results.reach(model)
@@ -45,10 +47,11 @@ def models(results: Results) -> Table:
                 words.size(evaluation["state_bytes"]),
                 rate(results, model),
                 words.successes(results.success(model)),
+                others(results, model),
                 words.share(results.median(model)),
                 words.mean(results.mean(model), "accuracy"),
                 " ".join(seed_values(results, model)),
-                words.share(statistics.median(whole)),
+                words.share(statistics.median(whole)) if whole_rows_count else "-",
                 words.loss(results.median(model, "loss")),
                 words.mean(results.mean(model, "loss"), "loss"),
                 steps(results, model),
@@ -58,15 +61,21 @@ def models(results: Results) -> Table:
     blank = ["-"] * 4
     for name, floor in results.floors.items():
         accuracy, loss = words.share(floor.accuracy), words.loss(floor.loss)
-        rest = ["-"] * (len(header) - 11)
-        rows.append([f"floor: {name}", *blank, "-", accuracy, *["-"] * 3, loss, *rest])
+        rest = ["-"] * (len(header) - 12)
+        rows.append([f"floor: {name}", *blank, "-", "-", accuracy, *["-"] * 3, loss, *rest])
     note = (
         f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
-        f"loss are of the answers that have a source. {_brackets(results)} Reach: the farthest "
+        f"loss are of the answers that have a source. {_brackets(results)} Of as many others: how "
+        f"many of {results.seeds} further seeds may get there, the central 95 % of a beta-binomial "
+        f"law; Wilson's interval is of the rate, and a count strays beyond it. Reach: the farthest "
         f"distance, in tokens, at which an input can change an answer. State: what is kept of a "
-        f"row to read on. Steps: until training answers are right by {aim}, the median over seeds "
-        f"where those that did not get there count as later."
+        f"row to read on. Steps: until the answers of {results.config.train.steps_per_dispatch} "
+        f"steps of training are right by {aim}, the median over seeds where those that did not get "
+        f"there count as later; rows of training that come again may be known by heart."
     )
+    asked = results.config.task.with_length(results.length)
+    if asked != results.config.task:
+        note += f" The test rows are those of {asked.describe().rstrip('.')}."
     if results.is_number:
         note += f" An answer is right if it is off by less than {results.tolerance}."
     if any_diverged:
@@ -121,33 +130,43 @@ def seed_values(results: Results, model: str) -> list[str]:
     ]
 
 
+def others(results: Results, model: str) -> str:
+    """Returns how many of as many other seeds may succeed."""
+    least, most = statistics.repeated_successes(*results.success(model)[:2])
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def differences(results: Results) -> Table | None:
-    """Returns each model minus the first, over pairs of the same seed and data."""
-    if len(results.models) < 2 or results.models[0] != results.config.models[0]:
-        return None
-    first = results.models[0]
+    """Returns each model minus its rival, over pairs of the same seed and data."""
+    rivals = {model: results.rival(model) for model in results.models}
     rows = []
-    for model in results.models[1:]:
+    for model, rival in rivals.items():
+        if rival is None:
+            continue
         accuracy, loss = (
             statistics.paired_differences(
-                results.scores(model, metric), results.scores(first, metric)
+                results.scores(model, metric), results.scores(rival, metric)
             )
             for metric in ("accuracy", "loss")
         )
         rows.append(
             [
-                model,
+                f"{model} minus {rival}",
                 f"{words.signed(accuracy.mean)} {words.interval(accuracy.interval)}",
                 f"{accuracy.sign_test:.3g}",
                 f"{loss.mean:+.3g} {words.interval(loss.interval)}",
                 str(accuracy.pairs),
             ]
         )
-    header = [f"minus {first}", "accuracy [95 %]", "sign test p", results.loss_unit, "pairs"]
+    if not rows:
+        return None
+    header = ["difference", "accuracy [95 %]", "sign test p", results.loss_unit, "pairs"]
     note = (
-        "Means of paired differences, Student's interval (it takes them as normal, which a mixture "
-        "of solved and unsolved runs is not) and the exact two-sided sign test, which with n pairs "
-        "cannot be under 2^(1-n). A diverged run is scored by its last finite state."
+        "Each model minus the first, or the first of its mixer at the same width. Means of paired "
+        "differences, where that of as many other seeds falls by Student's t (which takes them as "
+        "normal: a mixture of solved and unsolved runs is not) and the exact two-sided sign test, "
+        "which with n pairs cannot be under 2^(1-n), and of many tests is below .05 in one of "
+        "twenty by chance. A diverged run is scored by its last finite state."
     )
     return Table(header, rows, note)
 
@@ -171,7 +190,9 @@ def by_length(results: Results) -> Table | None:
 def whole_rows(results: Results) -> Table | None:
     """Returns how many rows were right as a whole at each length, where a row has many answers."""
     asked = {n: results.asked(results.models[0], n)[0] for n in results.lengths}
-    if len(asked) < 2 or all(x["rows"] == _answers(x) for x in asked.values()):
+    if len(asked) < 2 or not results.every_answer_has_a_source:
+        return None
+    if all(x["rows"] == _answers(x) for x in asked.values()):
         return None
     rows = []
     for model in results.models:

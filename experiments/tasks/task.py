@@ -82,7 +82,10 @@ class Task(Protocol):
 
     @property
     def vocab_size(self) -> int | None:
-        """How many different tokens a row may hold; None if inputs are real-valued."""
+        """How many different tokens a row may hold; None if inputs are real-valued.
+
+        A task of real-valued inputs has ``num_features``, F.
+        """
         ...
 
     @property
@@ -99,11 +102,18 @@ class Task(Protocol):
         ...
 
     def with_length(self, length: int) -> "Task":
-        """The same task on rows of another length; ValueError if it has none such."""
+        """The same task on rows of another length; ValueError if it has none such.
+
+        Of its own length it is the task itself or, where rows are filled up, the one whose rows
+        are all full. The error reads ``length is GOT, expected ...``.
+        """
         ...
 
     def load(self, split: Split) -> Any:
-        """The arrays that ``sample`` draws from; ``()`` if the task is synthetic."""
+        """The arrays that ``sample`` draws from; ``()`` if the task is synthetic.
+
+        They are read once (``functools.cache``): the same objects every time.
+        """
         ...
 
     def describe(self) -> str:

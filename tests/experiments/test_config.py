@@ -236,6 +236,29 @@ def test_a_name_without_meaning_is_refused(name, message):
         Config(models=("attention", name))
 
 
+@pytest.mark.parametrize(
+    ("default", "written", "expected"), [(True, "False", False), (0.5, "0.25", 0.25)]
+)
+def test_a_setting_of_any_type_can_be_in_a_name(monkeypatch, default, written, expected):
+    """What a mixer of one's own adds to ``ModelConfig``."""
+    extended = dataclasses.make_dataclass(
+        "Extended", [("own", type(default), default)], bases=(ModelConfig,), frozen=True
+    )
+    monkeypatch.setattr("experiments.config.ModelConfig", extended)
+    config = Config(model=extended())
+    assert config.model_of(f"gru,own={written}").own == expected
+    with pytest.raises(ValueError, match=f"expected own to be of type {type(default).__name__}"):
+        config.model_of("gru,own=some")
+
+
+def test_a_setting_that_no_name_can_have_is_refused(monkeypatch):
+    field = ("own", tuple, ())
+    extended = dataclasses.make_dataclass("Extended", [field], bases=(ModelConfig,), frozen=True)
+    monkeypatch.setattr("experiments.config.ModelConfig", extended)
+    with pytest.raises(ValueError, match="own to be of type one that can be written in a name"):
+        Config(model=extended()).model_of("gru,own=1")
+
+
 def test_derived_values():
     train = TrainConfig(steps=50, batch_size=3)
     config = Config(task=Induction(length=7), train=train, seed=4)

@@ -154,6 +154,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_parameters_are_as_many_as_the_docstring_says(mixer):
+    assert mixer in PARAMETERS, f"expected a row of {mixer!r} in PARAMETERS"
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, WIDTH), jnp.float32)
     variables = jax.eval_shape(MIXERS[mixer](SMALL).init, jax.random.key(0), x)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PARAMETERS[mixer]
@@ -166,20 +167,23 @@ def test_a_state_is_a_number_of_bytes_that_grows_with_the_row_if_at_all(mixer):
     assert 0 <= sizes[0] <= sizes[1] <= sizes[2]
 
 
-@pytest.mark.parametrize(
-    ("mixer", "short", "long"),
-    [
-        ("attention", 2 * 3 * 12 * 4, 2 * 100 * 12 * 4),
-        ("window", 2 * 3 * 12 * 4, 2 * 4 * 12 * 4),
-        ("none", 0, 0),
-        ("gru", 12 * 4, 12 * 4),
-        ("lstm", 2 * 12 * 4, 2 * 12 * 4),
-        ("long_convolution", 3 * 12 * 4, 100 * 12 * 4),
-        ("ssd", 3 * 4 * 4 * 4, 3 * 4 * 4 * 4),
-        ("delta_rule", 3 * 4 * 4 * 4, 3 * 4 * 4 * 4),
-    ],
-)
-def test_state_is_what_reading_on_takes(mixer, short, long):
+STATES = {
+    "attention": (2 * 3 * 12 * 4, 2 * 100 * 12 * 4),
+    "window": (2 * 3 * 12 * 4, 2 * 4 * 12 * 4),
+    "none": (0, 0),
+    "gru": (12 * 4, 12 * 4),
+    "lstm": (2 * 12 * 4, 2 * 12 * 4),
+    "long_convolution": (3 * 12 * 4, 100 * 12 * 4),
+    "ssd": (3 * 4 * 4 * 4, 3 * 4 * 4 * 4),
+    "delta_rule": (3 * 4 * 4 * 4, 3 * 4 * 4 * 4),
+}
+"""Bytes of a layer's state of 3 and of 100 positions."""
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_state_is_what_reading_on_takes(mixer):
+    assert mixer in STATES, f"expected a row of {mixer!r} in STATES"
+    short, long = STATES[mixer]
     config = dataclasses.replace(SMALL, mixer=mixer, num_layers=2, short_convolution=0)
     assert MIXERS[mixer].state_bytes(config, 3) == short
     assert (state_bytes(config, 3), state_bytes(config, 100)) == (2 * short, 2 * long)

@@ -1,5 +1,6 @@
 """Tables and facts say what the records say, computed here a second time."""
 
+import json
 import math
 import os
 import re
@@ -36,6 +37,10 @@ def test_the_table_of_models_says_what_the_records_say(tmp_path):
         low, high = wilson(sum(a >= 0.99 for a in accuracies), 3)
         successes = f"{sum(a >= 0.99 for a in accuracies)}/3 [{low:.2f}, {high:.2f}]"
         assert row["runs at 99% [Wilson 95 %]"] == successes.replace("-0.00", "0.00")
+        assert (
+            row["of as many others"]
+            == {2: "0 to 3", 0: "0 to 2"}[sum(a >= 0.99 for a in accuracies)]
+        )
         assert row["every seed"] == " ".join(f"{a:.3f}" for a in accuracies)
         assert row["median accuracy"] == f"{sorted(accuracies)[1]:.3f}"
         low, high = of_other_seeds(accuracies)
@@ -53,8 +58,8 @@ def test_the_table_of_models_says_what_the_records_say(tmp_path):
         assert row["rate"] == "0.01 (edge)"
         assert row["parameters"] == "1,234"
     # Curves rise in a line to the accuracy after 40 steps, seen every 10.
-    assert row_of(table, "attention")["steps to 99%"] == "40"
-    assert row_of(table, "window")["steps to 99%"] == "> 40"
+    assert row_of(table, "attention")["steps to 99% in training"] == "40"
+    assert row_of(table, "window")["steps to 99% in training"] == "> 40"
     chance = row_of(table, "floor: chance")
     assert chance["median accuracy"] == f"{1 / 16:.3f}"
     assert chance["median bits / answer"] == f"{math.log2(16):.3g}"
@@ -86,13 +91,26 @@ def test_seeds_that_agree_leave_an_interval(tmp_path):
 
 def test_differences_are_paired_by_seed(tmp_path):
     folder = make_run(tmp_path, small_config(), ALL)
-    table = next(t for t in Page(write(tmp_path, folder)[0]).tables if "minus" in t[0][0])
-    row = row_of(table, "window")
+    table = next(t for t in Page(write(tmp_path, folder)[0]).tables if t[0][0] == "difference")
+    row = row_of(table, "window minus attention")
     differences = np.subtract(ALL["window"], ALL["attention"])
-    low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+    low, high = of_other_seeds(differences)
     assert row["accuracy [95 %]"] == f"{differences.mean():+.3f} [{low:.2f}, {high:.2f}]"
     assert row["sign test p"] == "0.25"  # three of three: 2 / 2^3
     assert row["pairs"] == "3"
+
+
+def test_differences_are_of_models_of_one_width(tmp_path):
+    models = ("attention", "attention,width=16", "window", "window,width=16", "gru,width=8")
+    values = {model: [0.9 - 0.1 * i] * 3 for i, model in enumerate(models)}
+    config = small_config(models=models, model=ModelConfig(width=32))
+    folder = make_run(tmp_path, config, values)
+    table = next(t for t in Page(write(tmp_path, folder)[0]).tables if t[0][0] == "difference")
+    assert [row[0] for row in table[1:]] == [
+        "window minus attention",
+        "window,width=16 minus attention,width=16",
+        "gru,width=8 minus attention",
+    ]
 
 
 def test_tables_by_length_and_distance(tmp_path):
@@ -190,7 +208,7 @@ def test_what_contradicts_or_fails_is_noted(tmp_path):
     visible = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
     assert "1 of 3 fresh runs of window diverged" in visible
     assert "1 of 3 fresh runs of window diverged" in markdown
-    assert "0.930 (diverged)" in Page(text).tables[0][2][8]
+    assert "0.930 (diverged)" in row_of(Page(text).tables[0], "window")["every seed"]
 
 
 def test_a_diverged_run_is_no_success_however_well_it_did_before(tmp_path):
@@ -200,6 +218,54 @@ def test_a_diverged_run_is_no_success_however_well_it_did_before(tmp_path):
     assert results.success("attention").successes == 3
     assert results.success("window").successes == 1
     assert results.success("window").trials == 3
+
+
+def test_what_the_search_had_and_fresh_seeds_have_not_is_noted(tmp_path):
+    folder = make_run(tmp_path, small_config(), {"attention": [1.0] * 3, "window": [0.3] * 3})
+    assert "the search had" not in facts(folder)
+    path = folder.model("window").path / "search.json"
+    found = json.loads(path.read_text())
+    for run in found["runs"]:
+        run["accuracy"] = 0.85
+    path.write_text(json.dumps(found))
+    assert (
+        "At the rate that was chosen for window the search had accuracy 0.850, 0.850 on valid "
+        "rows, its fresh seeds 0.300 to 0.300 on test rows."
+    ) in facts(folder)
+
+
+def test_what_is_known_without_the_source_is_noted(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+    assert "third position" not in facts(folder)
+    assert "hidden" not in facts(folder)
+
+    def change(evaluation):
+        for seen in evaluation["inside"]:
+            seen["blocked"].update(source=0.8, hidden=0.75, answers=100)
+
+    rewrite(folder, "attention", change)
+    assert "is left: attention (0.800). There it goes through a third position." in facts(folder)
+    assert "above the highest floor: attention (0.750)." in facts(folder)
+
+
+def test_few_answers_are_noted(tmp_path):
+    few = EvaluateConfig(num_answers=2_000)
+    folder = make_run(tmp_path, small_config(evaluate=few), ALL)
+    assert "asked 2,000 answers of a length, fewer than 10,000." in facts(folder)
+
+
+def test_a_row_cannot_be_right_whose_answers_have_no_source(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL, sources="half")
+    tables = Page(write(tmp_path, folder)[0]).tables
+    assert row_of(tables[0], "attention")["whole rows"] == "-"
+    assert len([t for t in tables if t[0] == ["model", "16", "32"]]) == 1, "accuracy alone"
+
+
+def test_rows_that_are_asked_otherwise_than_trained_are_described(tmp_path):
+    config = small_config(task=StringCopy(max_characters=8), evaluate=EvaluateConfig())
+    text, _ = write(tmp_path, make_run(tmp_path, config, ALL))
+    assert "The test rows are those of string copy: 8 to 8 letters of 26" in text
+    assert "The test rows are" not in write(tmp_path, make_run(tmp_path, small_config(), ALL))[0]
 
 
 def test_nothing_is_noted_that_is_not_so(tmp_path):
@@ -262,6 +328,9 @@ def test_the_summary_of_several_runs(tmp_path):
     variants = ("attention", "attention,position=rotary", "window")
     values = {"attention": [0.5] * 3, "attention,position=rotary": [1.0] * 3, "window": [0.3] * 3}
     first = make_run(tmp_path, small_config(models=variants), values, name="first")
+    # The search, not what is reported, says which variant a summary shows.
+    path = first.model("attention,position=rotary").path / "search.json"
+    path.write_text(path.read_text().replace('"accuracy": 1.0', '"accuracy": 0.4'))
     second = make_run(tmp_path, small_config(), ALL, name="second")
     table = Page(write(tmp_path, first, second)[0]).tables[0]
     assert table[0] == ["task", "attention", "window", "chance"]

@@ -31,6 +31,8 @@ class Case(NamedTuple):
     """Whether the source of every answer shows the answer itself."""
     has_sources: bool = True
     """Whether an answer has a source."""
+    full: Any = None
+    """The task of its own length whose rows are all full; the task itself if None."""
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=quick_to_compile())

@@ -41,6 +41,7 @@ CASE = Case(
         "chance": lambda task, batch, data: uniform_over(range(26), 30),
         "any letter of the string": guess_by_letters,
     },
+    full=PrefixKeyCopy(max_characters=31, min_characters=31, key_length=1, answer_length=3),
 )
 
 

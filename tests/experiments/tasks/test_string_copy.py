@@ -47,6 +47,7 @@ CASE = Case(
         "any letter of the string": guess_by_letters,
     },
     answers_shown=False,
+    full=StringCopy(max_characters=5, min_characters=5),
 )
 
 
