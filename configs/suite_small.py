@@ -10,7 +10,8 @@ model: in so few steps 3e-4 was the best of none. Attention has two heads, and f
 rows of recall and on adding, where it learns late with two; SSD and the delta rule have one, which
 gives them their largest state. Seeds begin at 200: with those from 0, 100 and 300 all of this was
 found and rehearsed.
-small/recall_long.py and small/induction_long.py, of the longest rows, are run on their own.
+small/recall_long.py and small/induction_long.py, of the longest rows, and small/width.py, of the
+shortest, are run on their own.
 """
 
 from experiments.config import Suite
@@ -28,7 +29,6 @@ def get_config() -> Suite:
         members=(
             "small/recall.py",
             "small/no_convolution.py",
-            "small/width.py",
             "small/width_long.py",
             "small/induction.py",
             "small/copy.py",

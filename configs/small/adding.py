@@ -22,7 +22,6 @@ def get_config() -> Config:
         models=(
             "attention,num_heads=4",
             "ssd,num_heads=1",
-            "delta_rule,num_heads=1",
             "gru",
         ),
         optimizer=OptimizerConfig(decay_share=0.5),

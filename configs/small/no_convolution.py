@@ -37,7 +37,6 @@ def get_config() -> Config:
             "delta_rule,num_heads=1,position=learned",
             "delta_rule,num_heads=1",
             "gru,position=learned",
-            "long_convolution",
         ),
         model=ModelConfig(short_convolution=0),
         optimizer=OptimizerConfig(decay_share=0.3),
