@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import probes
 from experiments.config import NEAR, Config
-from experiments.evaluate import Questions, build_ask, rounded, summarise
+from experiments.evaluate import Answers, Questions, build_ask, rounded, summarise
 from experiments.models.decoder import receptive_field, state_bytes
 from experiments.records import ModelRecord, StageRecord
 from experiments.runs import Run, Status, fetch, places_for
@@ -137,32 +137,51 @@ def validate(
             **run._asdict(),
             "status": Status(int(status)).name.lower(),
             "steps": int(step),
+            "reached": reached_after(config, stage, i, Status(int(status)), int(step), of_run),
             "accuracy": rounded(of_run.right[of_run.scored].mean()),
             "loss": rounded(of_run.loss[of_run.scored].mean()),
         }
-        for run, status, step, of_run in zip(
-            stage.runs, *fetch((state.status, state.step)), answers, strict=False
+        for i, (run, status, step, of_run) in enumerate(
+            zip(stage.runs, *fetch((state.status, state.step)), answers, strict=False)
         )
     ]
+
+
+def reached_after(
+    config: Config, stage: StageRecord, i: int, status: Status, step: int, answers: Answers
+) -> int | None:
+    """Returns after how many steps a run of a search was where it was to be, None if it is not.
+
+    That is where it stopped or, of runs that never stop, where training answers were right by
+    ``success_accuracy``, if those of the valid split are in the end.
+    """
+    if config.train.stop_accuracy is not None:
+        return step if status == Status.REACHED else None
+    success = config.evaluate.success_accuracy
+    if status == Status.DIVERGED or answers.right[answers.scored].mean() < success:
+        return None
+    first = stage.steps_to(success, i)
+    return step if first is None else first
 
 
 def choose(scores: list[dict[str, Any]]) -> float:
     """Returns the learning rate to report, from the scores of a search.
 
-    Of the rates by which most runs have reached the aim and stopped, the lowest that took at most
-    ``NEAR`` times the steps of the soonest: of two rates that learn about as fast, the higher is
-    nearer to the one at which a run gets nowhere. If none has reached it, the one with the least
-    median loss. A run that has diverged has the greatest loss of all.
+    Of the rates by which most runs have reached the aim (``reached_after``), the lowest that took
+    at most ``NEAR`` times the steps of the soonest: of two rates that learn about as fast, the
+    higher is nearer to the one at which a run gets nowhere. If none has reached it, the one with
+    the least median loss. A run that has diverged has the greatest loss of all.
     """
     of_rates: dict[float, list[dict[str, Any]]] = {}
     for score in scores:
         of_rates.setdefault(score["learning_rate"], []).append(score)
 
     def reached(rate: float) -> int:
-        return sum(run["status"] == "reached" for run in of_rates[rate])
+        return sum(run["reached"] is not None for run in of_rates[rate])
 
     def steps(rate: float) -> float:
-        return statistics.mean(run["steps"] for run in of_rates[rate])
+        taken = [run["reached"] for run in of_rates[rate] if run["reached"] is not None]
+        return statistics.mean(taken)
 
     def loss(rate: float) -> float:
         return statistics.median(

@@ -28,6 +28,7 @@ def get_config() -> Config:
             "attention,position=rotary",
             "attention",
             "attention,position=alibi",
+            "window",
             "window,position=rotary",
             "ssd,num_heads=1",
             "delta_rule,num_heads=1",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from experiments.config import (
 )
 from experiments.evaluate import Questions
 from experiments.records import RunFolder
+from experiments.runs import Status
 from experiments.sweep import Diverged, choose
 from experiments.tasks import Induction
 
@@ -33,7 +35,8 @@ CONFIG = Config(
 
 
 def score(rate, status="finished", steps=100, loss=1.0):
-    return {"learning_rate": rate, "status": status, "steps": steps, "loss": loss, "seed": 0}
+    reached = steps if status == "reached" else None
+    return {"learning_rate": rate, "status": status, "reached": reached, "loss": loss}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,30 @@ def score(rate, status="finished", steps=100, loss=1.0):
 )
 def test_choice_of_a_rate(scores, chosen):
     assert choose(scores) == chosen
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "right", "first", "expected"),
+    [
+        (0.999, Status.REACHED, 0.5, 30, 80),  # where it stopped
+        (0.999, Status.FINISHED, 1.0, 30, None),
+        (None, Status.FINISHED, 1.0, 30, 30),  # it never stops: where training was right
+        (None, Status.FINISHED, 0.98, 30, None),  # but is not, on the valid split
+        (None, Status.FINISHED, 1.0, None, 80),  # later than was seen in training
+        (None, Status.DIVERGED, 1.0, 30, None),
+    ],
+)
+def test_where_a_run_of_a_search_was_where_it_was_to_be(stop, status, right, first, expected):
+    class Stage:
+        def steps_to(self, accuracy, run):
+            assert (accuracy, run) == (0.99, 1)
+            return first
+
+    given = types.SimpleNamespace(right=np.arange(100) < 100 * right, scored=np.ones(100, bool))
+    config = dataclasses.replace(
+        CONFIG, train=dataclasses.replace(CONFIG.train, stop_accuracy=stop)
+    )
+    assert sweep.reached_after(config, Stage(), 1, status, 80, given) == expected
 
 
 def watch(*_):
