@@ -1,7 +1,7 @@
 """String copy: strings of up to 32 letters, asked at 32, 64 and 128.
 
 Command   python -m experiments.run configs/small/copy.py
-Minutes   14, on two shared cores
+Minutes   13, on two shared cores
 Expected  median accuracy of a letter at 32, 64 and 128 letters, seeds 200 to 203 (commit 0545cb7):
           attention .976, .949, .897; with ALiBi .976, .948, .887; rotary .989, .633, .335; delta
           rule .861, .580, .235; SSD .749, .529, .311; GRU .257, .136, .065; window .087 (rotary

@@ -1,7 +1,7 @@
 """String copy, all strings of 48 letters: what a rotary code learns of one length, and only of it.
 
 Command   python -m experiments.run configs/small/copy_fixed.py
-Minutes   9, on two shared cores
+Minutes   10, on two shared cores
 Expected  seeds 200 to 203 (commit 0545cb7): attention with a rotary code copies all strings of 48
           whole in 4 of 4, and is at chance on strings of 96 (.036); without a code .969 of letters,
           .934 at 96; delta rule .682, SSD .538, GRU .125, window .048.

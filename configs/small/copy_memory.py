@@ -1,7 +1,7 @@
 """Copy memory: ten symbols, a long blank, then the ten symbols.
 
 Command   python -m experiments.run configs/small/copy_memory.py
-Minutes   9, on two shared cores
+Minutes   10, on two shared cores
 Expected  at 99 % of seeds 200 to 203 (commit c2da298): 4 of 4 by attention (rotary or learned
           positions), long convolution, and SSD and delta rule with learned positions; without them
           .62 and .78, GRU .78 (learned .87), window .12: chance.

@@ -1,11 +1,11 @@
 """Recall by every mixer without the short convolution before it.
 
 Command   python -m experiments.run configs/small/no_convolution.py
-Minutes   15, on two shared cores
-Expected  at 99 % of seeds 200 to 203 (commit 0545cb7): attention with learned positions 4 of 4,
-          delta rule 3 (the fourth .29), all others 0. Median accuracy: attention without positions
-          .977, LSTM .41 (a seed at .55), SSD, GRU and long convolution .25, which is 1/4: any value
-          of the row.
+Minutes   12, on two shared cores
+Expected  at 99 % of seeds 200 to 203 (commit 52d38d8): attention with learned positions 4 of 4,
+          delta rule with and without them 3 (the fourth .26 and .29), all others 0. Median
+          accuracy: attention without positions .977, SSD and GRU with learned ones .25, which is
+          1/4: any value of the row.
 
 Smaller than small/recall.py, where attention without the convolution is still naming any value of
 the row after 1,600 steps, whatever its position code.

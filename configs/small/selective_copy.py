@@ -1,7 +1,7 @@
 """Selective copying: tokens at random places among noise, recalled in order.
 
 Command   python -m experiments.run configs/small/selective_copy.py
-Minutes   11, on two shared cores
+Minutes   12, on two shared cores
 Expected  median accuracy, seeds 200 to 203 (commit c2da298): SSD with learned positions .985 (1 of
           4 at 99 %), attention .964 (learned .959), delta rule .759 (learned .952, 2 of 4 at 99 %),
           GRU .80 (learned .85), SSD .67, long convolution .65, window .42.

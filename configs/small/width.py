@@ -1,7 +1,7 @@
 """Recall against width: how wide must a model be, and how large its state?
 
 Command   python -m experiments.run configs/small/width.py
-Minutes   9, on two shared cores
+Minutes   10, on two shared cores
 Expected  at 99 % of seeds 200 to 203 (commit 0545cb7), by width 16, 32 and 64: attention 2, 3 and 4
           of 4 (one seed at .11, one at .22), delta rule 0, 0 and 4 (medians .913, .982, .992), SSD
           0 (.05, .71, .98), GRU 0 (.14, .23, .25).

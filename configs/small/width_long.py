@@ -2,9 +2,9 @@
 
 Command   python -m experiments.run configs/small/width_long.py
 Minutes   22, on two shared cores
-Expected  at 99 % of seeds 200 to 203 (commit c2da298), by width 16, 32 and 64: attention 4, 3 and 4
-          of 4 (one seed at .05), delta rule 0, 1 and 4 (medians .448, .959, .999), SSD 0 (.03, .65,
-          .96).
+Expected  at 99 % of seeds 200 to 203 (commit 6777a77), by width 16, 32 and 64: attention 3, 4 and 4
+          of 4 (one seed at .06), delta rule 0, 3 and 4 (medians .798, .992, .999), SSD 0, 0 and 2
+          (.02, .90, .98).
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
