@@ -140,10 +140,10 @@ def _unlike_the_search(results: Results) -> list[str]:
 
 
 def _without_the_source(results: Results) -> list[str]:
-    """Accuracy that blocking takes less than half of, and what guesses better when it is hidden."""
+    """What a source gives through a third position, and what is answered although it is hidden."""
     if not results.floors:
         return []
-    lowest, highest = (end(f.accuracy for f in results.floors.values()) for end in (min, max))
+    highest = max(floor.accuracy for floor in results.floors.values())
     kept, guessed = [], []
     for model, evaluation in results.evaluations.items():
         cases = [seen["blocked"] for seen in evaluation["inside"] if seen["blocked"]]
@@ -153,15 +153,16 @@ def _without_the_source(results: Results) -> list[str]:
         right = statistics.wilson_interval(
             middle["hidden"] * middle["answers"], round(middle["answers"])
         )
-        if middle["source"] - lowest > (middle["open"] - lowest) / 2 > FAR_APART / 2:
+        taken = middle["open"] - middle["hidden"]
+        if taken > FAR_APART and middle["source"] - middle["hidden"] > taken / 2:
             kept.append(f"{model} ({words.share(middle['source'])})")
         if right[0] > highest:
             guessed.append(f"{model} ({words.share(middle['hidden'])})")
     found = []
     if kept:
         found.append(
-            "With its source blocked for the question alone, more than half of what is above the "
-            f"lowest floor is left: {_listed(kept)}. There it goes through a third position."
+            "With its source blocked for the question alone, more than half of what hiding it from "
+            f"all would take is left: {_listed(kept)}. There it goes through a third position."
         )
     if guessed:
         found.append(

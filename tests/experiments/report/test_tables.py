@@ -241,10 +241,15 @@ def test_what_is_known_without_the_source_is_noted(tmp_path):
 
     def change(evaluation):
         for seen in evaluation["inside"]:
-            seen["blocked"].update(source=0.8, hidden=0.75, answers=100)
+            seen["blocked"].update(source=source, hidden=hidden, answers=100)
 
+    source, hidden = 0.8, 0.4
     rewrite(folder, "attention", change)
     assert "is left: attention (0.800). There it goes through a third position." in facts(folder)
+    assert "above the highest floor: attention (0.400)." in facts(folder)
+    source, hidden = 0.8, 0.75  # of what does not use its source anyhow
+    rewrite(folder, "attention", change)
+    assert "third position" not in facts(folder)
     assert "above the highest floor: attention (0.750)." in facts(folder)
 
 
