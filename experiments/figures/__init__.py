@@ -99,7 +99,7 @@ OVERVIEWS: dict[str, Kind] = {
     "overview": Kind(
         overview.overview,
         "Every seed is a dot, the bar their median; dashed: chance. Of each mixer the variant that "
-        "the config names first.",
+        "did best in the search.",
     ),
     "all_widths": Kind(scaling.by_width_of_all, WIDTHS),
 }

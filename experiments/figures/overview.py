@@ -9,7 +9,7 @@ from experiments.results import Results, mixer_of
 
 
 def overview(runs: list[Results]) -> Figure | None:
-    """Accuracy of every seed, a band a run, a line a mixer: the first of its variants."""
+    """Accuracy of every seed, a band a run, a line a mixer: what the search found best of it."""
     if len(runs) < 2:
         return None
     mixers = list(dict.fromkeys(mixer_of(model) for results in runs for model in results.models))
