@@ -174,3 +174,12 @@ def test_a_platform_that_is_not_here():
     assert (named.implementation, named.tile) == ("fused", (128, 128))
     with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):
         attn.explain(x, x, x, platform="ipu")
+
+
+@pytest.mark.parametrize(("rows", "heads", "side"), [(1, 1, 1024), (1, 16, 512), (9, 2, 128)])
+def test_tiles_are_small_where_masked_rows_and_heads_are_many(rows, heads, side):
+    x = jax.ShapeDtypeStruct((rows, 4096, heads, 8), jnp.float32)
+    told = str(attn.explain(x, x, x, mask=masks.Causal(), implementation="blockwise"))
+    assert f"of {side} queries, {side} keys" in told
+    whole = str(attn.explain(x, x, x, implementation="blockwise"))
+    assert f"of {max(side, 512)} queries" in whole
