@@ -9,7 +9,8 @@ the steps, the last half where an error or a loss is to become small (adding, te
 model: in so few steps 3e-4 was the best of none. Attention has two heads, and four on the longer
 rows of recall and on adding, where it learns late with two; SSD and the delta rule have one, which
 gives them their largest state. Seeds begin at 200: with those from 0, 100 and 300 all of this was
-found and rehearsed.
+found and rehearsed, but for what was changed after a first run on 200 (README).
+
 small/recall_long.py and small/induction_long.py, of the longest rows, and small/width.py, of the
 shortest, are run on their own.
 """

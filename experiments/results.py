@@ -205,22 +205,16 @@ class Results:
 
         None for what is itself compared with.
         """
-        first = self.config.models[0]
-        width = self.settings(model).width
-        alike = [
-            m
-            for m in self.models
-            if mixer_of(m) == mixer_of(first) and self.settings(m).width == width
-        ]
-        found = first if self.settings(first).width == width or not alike else alike[0]
+        first, width = self.config.models[0], self.settings(model).width
+        of_mixer = (m for m in self.config.models if mixer_of(m) == mixer_of(first))
+        found = next((m for m in of_mixer if self.settings(m).width == width), first)
         return None if found == model or found not in self.models else found
 
     @property
-    def every_answer_has_a_source(self) -> bool:
-        """Whether all answers of a row can be read in it, so that a whole row can be right."""
-        return not any(
-            {"with_source", "without_source"} <= set(self.asked(model)[0]) for model in self.models
-        )
+    def some_have_no_source(self) -> bool:
+        """Whether some answers can be read in their rows and others cannot."""
+        asked = self.asked(self.models[0])[0]  # the same rows of every model
+        return {"with_source", "without_source"} <= set(asked)
 
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""

@@ -150,13 +150,12 @@ def _without_the_source(results: Results) -> list[str]:
         if not cases:
             continue
         middle = {case: statistics.median([x[case] for x in cases]) for case in cases[0]}
-        right = statistics.wilson_interval(
-            middle["hidden"] * middle["answers"], round(middle["answers"])
-        )
+        answers = cases[0]["answers"]
+        surely, _ = statistics.wilson_interval(middle["hidden"] * answers, answers)
         taken = middle["open"] - middle["hidden"]
         if taken > FAR_APART and middle["source"] - middle["hidden"] > taken / 2:
             kept.append(f"{model} ({words.share(middle['source'])})")
-        if right[0] > highest:
+        if surely > highest:
             guessed.append(f"{model} ({words.share(middle['hidden'])})")
     found = []
     if kept:

@@ -33,7 +33,6 @@ def models(results: Results) -> Table:
         *(["diverged"] if any_diverged else []),
     ]
     rows = []
-    whole_rows_count = results.every_answer_has_a_source
     for model in results.models:
         evaluation = results.evaluations[model]
         reach = results.reach(model)
@@ -51,18 +50,20 @@ def models(results: Results) -> Table:
                 words.share(results.median(model)),
                 words.mean(results.mean(model), "accuracy"),
                 " ".join(seed_values(results, model)),
-                words.share(statistics.median(whole)) if whole_rows_count else "-",
+                "-" if results.some_have_no_source else words.share(statistics.median(whole)),
                 words.loss(results.median(model, "loss")),
                 words.mean(results.mean(model, "loss"), "loss"),
                 steps(results, model),
                 *([str(lost)] if any_diverged else []),
             ]
         )
-    blank = ["-"] * 4
     for name, floor in results.floors.items():
-        accuracy, loss = words.share(floor.accuracy), words.loss(floor.loss)
-        rest = ["-"] * (len(header) - 12)
-        rows.append([f"floor: {name}", *blank, "-", "-", accuracy, *["-"] * 3, loss, *rest])
+        row = dict.fromkeys(header, "-") | {
+            "model": f"floor: {name}",
+            "median accuracy": words.share(floor.accuracy),
+            f"median {results.loss_unit}": words.loss(floor.loss),
+        }
+        rows.append(list(row.values()))
     note = (
         f"Test rows of {results.length} tokens, {results.seeds} fresh seeds a model; accuracy and "
         f"loss are of the answers that have a source. {_brackets(results)} Of as many others: how "
@@ -154,7 +155,7 @@ def differences(results: Results) -> Table | None:
                 f"{model} minus {rival}",
                 f"{words.signed(accuracy.mean)} {words.interval(accuracy.interval)}",
                 f"{accuracy.sign_test:.3g}",
-                f"{loss.mean:+.3g} {words.interval(loss.interval)}",
+                f"{words.signed(loss.mean)} {words.interval(loss.interval)}",
                 str(accuracy.pairs),
             ]
         )
@@ -190,7 +191,7 @@ def by_length(results: Results) -> Table | None:
 def whole_rows(results: Results) -> Table | None:
     """Returns how many rows were right as a whole at each length, where a row has many answers."""
     asked = {n: results.asked(results.models[0], n)[0] for n in results.lengths}
-    if len(asked) < 2 or not results.every_answer_has_a_source:
+    if len(asked) < 2 or results.some_have_no_source:
         return None
     if all(x["rows"] == _answers(x) for x in asked.values()):
         return None
@@ -230,10 +231,9 @@ def by_distance(results: Results) -> Table | None:
 
 def by_group(results: Results) -> Table | None:
     """Returns accuracy and loss of answers with and without a source, where there are both."""
-    groups = ("with_source", "without_source")
-    asked = results.asked(results.models[0])[0]
-    if not set(groups) <= set(asked):
+    if not results.some_have_no_source:
         return None
+    groups = ("with_source", "without_source")
     rows = [
         [model]
         + [

@@ -27,16 +27,15 @@ def size(value: float) -> str:
     return f"{value / 1024:.1f} kB" if value < 1024**2 else f"{value / 1024**2:.1f} MB"
 
 
-def interval(ends: tuple[float, float], digits: int | None = None) -> str:
-    """Returns an interval in brackets; an infinite one says that one value has none.
+def interval(ends: tuple[float, float]) -> str:
+    """Returns an interval in brackets, with two digits that tell its ends apart.
 
-    Without ``digits`` there are two that tell its ends apart, and two at least.
+    An infinite one says that one value has none.
     """
     if math.isinf(ends[0]) or math.isinf(ends[1]):
         return "[none of one]"
-    if digits is None:
-        width = ends[1] - ends[0]
-        digits = max(2, min(6, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+    width = ends[1] - ends[0]
+    digits = max(2, min(6, 1 - math.floor(math.log10(width)))) if width > 0 else 2
     return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
@@ -61,8 +60,8 @@ def successes(rate: tuple[int, int, float, tuple[float, float]]) -> str:
 
 
 def signed(value: float) -> str:
-    """Returns a difference."""
-    return f"{value:+.3f}"
+    """Returns a difference, to three digits."""
+    return f"{value:+.3g}"
 
 
 def percent(value: float) -> str:

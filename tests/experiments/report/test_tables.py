@@ -37,10 +37,8 @@ def test_the_table_of_models_says_what_the_records_say(tmp_path):
         low, high = wilson(sum(a >= 0.99 for a in accuracies), 3)
         successes = f"{sum(a >= 0.99 for a in accuracies)}/3 [{low:.2f}, {high:.2f}]"
         assert row["runs at 99% [Wilson 95 %]"] == successes.replace("-0.00", "0.00")
-        assert (
-            row["of as many others"]
-            == {2: "0 to 3", 0: "0 to 2"}[sum(a >= 0.99 for a in accuracies)]
-        )
+        others = {2: "0 to 3", 0: "0 to 2"}
+        assert row["of as many others"] == others[sum(a >= 0.99 for a in accuracies)]
         assert row["every seed"] == " ".join(f"{a:.3f}" for a in accuracies)
         assert row["median accuracy"] == f"{sorted(accuracies)[1]:.3f}"
         low, high = of_other_seeds(accuracies)
@@ -95,7 +93,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     row = row_of(table, "window minus attention")
     differences = np.subtract(ALL["window"], ALL["attention"])
     low, high = of_other_seeds(differences)
-    assert row["accuracy [95 %]"] == f"{differences.mean():+.3f} [{low:.2f}, {high:.2f}]"
+    assert row["accuracy [95 %]"] == f"{differences.mean():+.3g} [{low:.2f}, {high:.2f}]"
     assert row["sign test p"] == "0.25"  # three of three: 2 / 2^3
     assert row["pairs"] == "3"
 
@@ -368,6 +366,20 @@ def test_a_terminal_table_fits_in_a_hundred_columns(tmp_path):
     for words_ in ("attention,position=rotary", "1/3", "0.01!", "floor: chance"):
         assert words_ in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("ends", "printed"),
+    [
+        ((0.5, 1.0), "[0.50, 1.00]"),
+        ((-0.013, -0.009), "[-0.0130, -0.0090]"),
+        ((0.99912, 0.99937), "[0.99912, 0.99937]"),
+        ((1.0, 1.0), "[1.00, 1.00]"),
+        ((-math.inf, math.inf), "[none of one]"),
+    ],
+)
+def test_an_interval_is_printed_so_that_its_ends_differ(ends, printed):
+    assert words.interval(ends) == printed
 
 
 @pytest.mark.parametrize(
