@@ -216,6 +216,14 @@ class Results:
         asked = self.asked(self.models[0])[0]  # the same rows of every model
         return {"with_source", "without_source"} <= set(asked)
 
+    def blocked(self, model: str) -> dict[str, float] | None:
+        """Returns accuracy by what was blocked, the median of seeds; None of what has no weights.
+
+        ``answers`` is of how many each is (``experiments.probes.blocked_accuracy``).
+        """
+        seen = [x["blocked"] for x in self.evaluations[model]["inside"] if x["blocked"]]
+        return {k: statistics.median([x[k] for x in seen]) for k in seen[0]} if seen else None
+
     def columns(self, model: str, group: str, value: str, length: int | None = None) -> Any:
         """Returns a column of ``by_distance`` or ``by_position`` of each fresh run."""
         return [asked[group][value] for asked in self.asked(model, length)]

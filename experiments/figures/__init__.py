@@ -61,14 +61,15 @@ FIGURES: dict[str, Kind] = {
     ),
     "attention_maps": Kind(
         inside.attention_maps,
-        "Weights of one run on one test row, on a scale of square roots. Marked: the true source "
-        "of each answer and the positions after it into which the short convolution carries it. "
-        "Numbers: mean weight on them over the probed rows.",
+        "Weights of the first seed on one test row, on a scale of square roots. Marked: the true "
+        "source of each answer and the positions after it into which the short convolution carries "
+        "it. Numbers: mean weight on them over the probed rows.",
     ),
     "blocked_sources": Kind(
         inside.blocked_sources,
-        "One run, few rows: attention from every question to its source is cut in every layer; "
-        "for comparison, from every question to as many other positions. Dashed: chance.",
+        "Medians of seeds, on few rows. In every layer attention to the source is cut: from its "
+        "question, or from all that comes later; for comparison, from every question to as many "
+        "other positions. Dashed: chance.",
     ),
     "accuracy_by_state": Kind(
         scaling.by_state,
@@ -78,8 +79,8 @@ FIGURES: dict[str, Kind] = {
     "gradient_reach": Kind(
         inside.gradient_reach,
         "Mean share of |d logit of the answer / d embedding| by distance before the question, of "
-        "one run, over its answers. A line ends where the gradient is exactly "
-        "zero; dotted: the end of the receptive field.",
+        "the first seed, over its answers. A line ends where the gradient is exactly zero; dotted: "
+        "the end of the receptive field.",
     ),
     "learning_curves": Kind(
         training.learning_curves,

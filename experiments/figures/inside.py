@@ -79,7 +79,7 @@ def draw_map(axes: Axes, weights: Any, example: dict[str, Any], carried: int) ->
 
 def blocked_sources(results: Results) -> Figure | None:
     """Accuracy with all open, the source blocked, hidden from all, as much blocked elsewhere."""
-    cases = {m: s["blocked"] for m, s in _inside(results).items() if s.get("blocked")}
+    cases = {m: x for m in results.models if (x := results.blocked(m))}
     if not cases:
         return None
     looks: dict[str, dict[str, Any]] = {

@@ -145,18 +145,17 @@ def _without_the_source(results: Results) -> list[str]:
         return []
     highest = max(floor.accuracy for floor in results.floors.values())
     kept, guessed = [], []
-    for model, evaluation in results.evaluations.items():
-        cases = [seen["blocked"] for seen in evaluation["inside"] if seen["blocked"]]
-        if not cases:
+    for model in results.models:
+        cases = results.blocked(model)
+        if cases is None:
             continue
-        middle = {case: statistics.median([x[case] for x in cases]) for case in cases[0]}
-        answers = cases[0]["answers"]
-        surely, _ = statistics.wilson_interval(middle["hidden"] * answers, answers)
-        taken = middle["open"] - middle["hidden"]
-        if taken > FAR_APART and middle["source"] - middle["hidden"] > taken / 2:
-            kept.append(f"{model} ({words.share(middle['source'])})")
+        answers = int(cases["answers"])
+        surely, _ = statistics.wilson_interval(cases["hidden"] * answers, answers)
+        taken = cases["open"] - cases["hidden"]
+        if taken > FAR_APART and cases["source"] - cases["hidden"] > taken / 2:
+            kept.append(f"{model} ({words.share(cases['source'])})")
         if surely > highest:
-            guessed.append(f"{model} ({words.share(middle['hidden'])})")
+            guessed.append(f"{model} ({words.share(cases['hidden'])})")
     found = []
     if kept:
         found.append(

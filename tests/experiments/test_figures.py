@@ -144,6 +144,19 @@ def test_the_end_of_a_receptive_field_is_drawn_where_it_is(tmp_path):
     pyplot.close(figure)
 
 
+def test_blocked_sources_are_of_all_seeds(tmp_path):
+    folder = make_run(tmp_path, small_config(), ALL)
+
+    def change(evaluation):
+        for n, seen in enumerate(evaluation["inside"]):
+            seen["blocked"]["hidden"] = (0.3, 0.1, 0.2)[n]
+
+    rewrite(folder, "attention", change)
+    figure = inside.blocked_sources(Results.load(folder))
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == pytest.approx([0.9, 0.125, 0.2, 0.875, 0.9, 0.125, 0.0625, 0.875])
+
+
 def test_boxes_stand_at_true_sources(tmp_path):
     results = load(tmp_path, small_config(), ALL)
     example = results.evaluations["attention"]["inside"][0]["examples"][0]
