@@ -296,6 +296,8 @@ class Suite:
     """What they show together, in one sentence."""
     members: tuple[str, ...]
     """Files of configs, beside the suite's own."""
+    add_models: tuple[str, ...] = ()
+    """What every member compares besides its own models; those that are done are not done again."""
     quick: bool = False
     """Whether each is cut down (``quick``): every figure in minutes, its numbers rough."""
     seed: int = 0

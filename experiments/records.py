@@ -1,6 +1,7 @@
 """The run folder: everything a run leaves behind, written so that a kill loses nothing.
 
-    runs/NAME-DIGEST/           DIGEST is of the resolved config: another config, another folder
+    runs/NAME-DIGEST/           DIGEST is of what determines a model's numbers: of the resolved
+                                config but for its models and its claim
       config.json               the resolved config, and what the data is
       environment.json          versions, device, commit of each start
       MODEL/                    e.g. attention,position=rotary
@@ -61,13 +62,21 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config, name: str, parent: pathlib.Path) -> "RunFolder":
-        """Returns the folder of this config, made with its config.json if it is new."""
-        resolved = {"config": to_dict(config), "data": config.task.describe()}
-        text = json.dumps(resolved, indent=2) + "\n"
-        folder = cls(parent / f"{name}-{digest(text)}")
+        """Returns the folder of this config, made if it is new.
+
+        Another config is another folder, but not one that differs in ``models`` or ``claim``
+        alone: what is there of a model is that model's whatever it is compared with.
+        """
+        plain = to_dict(config)
+        del plain["models"], plain["claim"]
+        folder = cls(parent / f"{name}-{digest([plain, config.task.describe()])}")
         (folder.path / "figures").mkdir(parents=True, exist_ok=True)
-        _keep(folder.path / "config.json", text)
         return folder
+
+    def write_config(self, config: Config) -> None:
+        """Keeps the resolved config, whose models are those that a report shows."""
+        resolved = {"config": to_dict(config), "data": config.task.describe()}
+        write_json(self.path / "config.json", resolved)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -92,9 +101,14 @@ class RunFolder:
         return ModelRecord(self.path / name)
 
     def begin(self, environment: dict[str, Any]) -> list[dict[str, Any]]:
-        """Returns the environments of all starts, this one last, having noted it."""
+        """Returns the environments of all starts, this one last, having noted it.
+
+        A run that had finished has not any more.
+        """
         environments = [*self.environments, environment]
         write_json(self.path / "environment.json", environments)
+        if jax.process_index() == 0:
+            (self.path / "finished.json").unlink(missing_ok=True)
         return environments
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -153,10 +167,9 @@ class SuiteFolder:
         """
         runs = [folder.path.name for folder in folders]
         kept = {"claim": claim, "runs": runs, "commands": commands}
-        text = json.dumps(kept, indent=2) + "\n"
-        suite = cls(parent / f"{name}-{digest(text)}")
+        suite = cls(parent / f"{name}-{digest(kept)}")
         suite.path.mkdir(parents=True, exist_ok=True)
-        _keep(suite.path / "suite.json", text)
+        write_json(suite.path / "suite.json", kept)
         return suite
 
     @property
@@ -353,9 +366,9 @@ def _commit() -> str:
         return "unknown"
 
 
-def digest(text: str) -> str:
-    """Returns what tells folders of one name apart."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def digest(plain: Any) -> str:
+    """Returns what tells folders of one name apart, of plain values."""
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:8]
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -178,7 +178,7 @@ def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
 
     Raises:
       FileNotFoundError: if a member is no file.
-      ValueError: if a member is no config.
+      ValueError: if a member is no config, or what the suite sets is nothing for it.
     """
     if isinstance(chosen, Config):
         return {path.stem: chosen}
@@ -187,12 +187,14 @@ def members(chosen: Config | Suite, path: pathlib.Path) -> dict[str, Config]:
         member, _ = read_config(path.parent / name)
         if not isinstance(member, Config):
             raise ValueError(f"members has {name!r}; expected the file of a config, not of a suite")
+        member = quick(member) if chosen.quick else member
         of_suite = {x: getattr(chosen, x) for x in ("seed", "mesh", "processes")}
+        models = tuple(dict.fromkeys((*member.models, *chosen.add_models)))
         try:
-            member = dataclasses.replace(member, **of_suite)
+            member = dataclasses.replace(member, models=models, **of_suite)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        found[pathlib.Path(name).stem] = quick(member) if chosen.quick else member
+        found[pathlib.Path(name).stem] = member
     return found
 
 
@@ -200,10 +202,14 @@ def commands_of(suite: Suite, folders: list[RunFolder], path: pathlib.Path) -> d
     """Returns what makes each member of a suite alone; nothing does where it was cut down."""
     if suite.quick:
         return {}
-    return {
-        folder.path.name: [str(path.parent / member), "--seed", str(suite.seed)]
-        for folder, member in zip(folders, suite.members, strict=True)
-    }
+    commands = {}
+    for folder, member in zip(folders, suite.members, strict=True):
+        models = ["--models", *folder.config.models] if suite.add_models else []
+        commands[folder.path.name] = [
+            *(str(path.parent / member), "--seed", str(suite.seed)),
+            *models,
+        ]
+    return commands
 
 
 def read_config(path: pathlib.Path) -> tuple[Config | Suite, str]:
@@ -224,7 +230,9 @@ def run(config: Config, name: str, parent: pathlib.Path, console: Console) -> Ru
     """Returns the folder of the finished run, going on from what is already there."""
     folder = RunFolder.of(config, name, parent)
     with folder.alone():
-        if folder.finished is None:
+        folder.write_config(config)
+        are_evaluated = all(folder.model(model).is_evaluated for model in config.models)
+        if folder.finished is None or not are_evaluated:
             finish(config, folder, console)
         else:
             console.print(f"{folder.path} has finished: nothing to do. Delete it to run again.")

@@ -205,6 +205,17 @@ def _settings(results: Results, command: Sequence[str]) -> list[Block]:
     return blocks
 
 
+def _without_models(arguments: Sequence[str]) -> list[str]:
+    """Returns arguments of ``experiments.run`` without those that say which models."""
+    kept, is_kept = [], True
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_kept = argument.partition("=")[0] != "--models"
+        if is_kept:
+            kept.append(argument)
+    return kept
+
+
 def _environments(results: Results, command: Sequence[str]) -> list[Block]:
     rows = [
         [
@@ -222,8 +233,8 @@ def _environments(results: Results, command: Sequence[str]) -> list[Block]:
     lines = [arguments]
     # Of a suite, or of some models already, the command of one row cannot be told from it.
     is_own = command or pathlib.Path(next(iter(arguments), "")).stem == results.name
-    if is_own and "--models" not in arguments:
-        lines += [[*arguments, "--models", model] for model in results.models]
+    if is_own:
+        lines += [[*_without_models(arguments), "--models", model] for model in results.models]
     commands = [f"python -m experiments.run {shlex.join(line)}" for line in lines]
     commit = results.folder.environments[-1]["commit"]
     what = "All of it, and each row alone" if len(lines) > 1 else "The run that this is of"

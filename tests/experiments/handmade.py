@@ -117,6 +117,7 @@ def make_run(
 ):
     """Returns the folder of a run whose models reached these accuracies, seed by seed."""
     folder = RunFolder.of(config, name, parent)
+    folder.write_config(config)
     folder.begin(ENVIRONMENT)
     for model, of_seeds in accuracies.items():
         record = folder.model(model)

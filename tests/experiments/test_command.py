@@ -9,6 +9,7 @@ import pytest
 
 import experiments.run
 from experiments.config import Config, Suite, quick
+from experiments.records import RunFolder
 from experiments.tasks import RepeatedText, corpus
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
@@ -120,6 +121,7 @@ def test_bad_argument_stops_at_once_and_says_what_is_wrong(command, arguments, w
         (("--members", "suite_small.py"), ("members has 'suite_small.py'", "not of a suite")),
         (("--mesh.sequence", "7"), ("small/recall.py: mesh.sequence is 7", "expected a divisor")),
         (("--seed", "-1"), ("seed is -1",)),
+        (("--add-models", "gruu"), ("small/recall.py: models has 'gruu'", "one of attention,")),
         (("--model.width", "8"), ("--model.width",)),
         (("--quick", "7"), ("7",)),
     ],
@@ -266,6 +268,29 @@ def test_a_suite_is_its_members_in_order():
     few = experiments.run.parse(SUITE, ["--members", "smoke.py", "small/copy.py"])
     smoke = experiments.run.parse(SMOKE, [f"--seed={suite.seed}"])["smoke"]
     assert few == {"smoke": smoke, "copy": alone["copy"]}
+
+
+def test_a_suite_compares_a_model_more(tmp_path):
+    arguments = ["--members", "smoke.py", "small/copy.py", "--quick"]
+    few = experiments.run.parse(SUITE, arguments)
+    more = ["--add-models", "attention", "lstm,width=8"]
+    chosen = experiments.run.choose(SUITE, [*arguments, *more])
+    with_more = experiments.run.members(chosen, SUITE)
+    assert with_more == {
+        name: dataclasses.replace(config, models=(*config.models, "lstm,width=8"))
+        for name, config in few.items()
+    }
+    folders = []
+    for name, config in with_more.items():
+        folders.append(RunFolder.of(config, name, tmp_path))
+        folders[-1].write_config(config)
+        assert folders[-1].path == RunFolder.of(few[name], name, tmp_path).path
+    whole = dataclasses.replace(chosen, quick=False)
+    commands = experiments.run.commands_of(whole, folders, SUITE)
+    for folder, arguments in zip(folders, commands.values(), strict=True):
+        path = pathlib.Path(arguments[0])
+        again = experiments.run.parse(path, arguments[1:])[path.stem]
+        assert (again.models, again.seed) == (folder.config.models, chosen.seed)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

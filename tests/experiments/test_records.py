@@ -295,15 +295,26 @@ def test_another_config_has_another_folder(tmp_path):
         dataclasses.replace(config, seed=1),
         dataclasses.replace(config, task=Induction(length=32)),
         dataclasses.replace(config, model=ModelConfig(width=32)),
-        dataclasses.replace(config, models=("window", "attention")),
-        dataclasses.replace(config, models=("attention", "window,width=32")),
         dataclasses.replace(config, sweep=SweepConfig(seeds=4)),
     ]
     paths = {RunFolder.of(other, "name", tmp_path).path for other in others}
-    assert len(paths | {folder.path}) == 7
+    assert len(paths | {folder.path}) == 5
     assert RunFolder.of(config, "other", tmp_path).path not in paths | {folder.path}
+
+
+def test_what_a_model_is_compared_with_is_no_other_folder(tmp_path):
+    config = Config()
+    folder = RunFolder.of(config, "name", tmp_path)
+    others = [
+        dataclasses.replace(config, models=("window", "attention")),
+        dataclasses.replace(config, models=("attention", "window,width=32")),
+        dataclasses.replace(config, claim="Another."),
+    ]
     for other in (config, *others):
-        assert RunFolder(RunFolder.of(other, "name", tmp_path).path).config == other
+        again = RunFolder.of(other, "name", tmp_path)
+        assert again.path == folder.path
+        again.write_config(other)
+        assert RunFolder(folder.path).config == other
 
 
 def test_other_data_has_another_folder(tmp_path):
@@ -314,6 +325,7 @@ def test_other_data_has_another_folder(tmp_path):
         text.write_text(words * 20)
         experiments.tasks.corpus.read.cache_clear()
         folders.append(RunFolder.of(config, "text", tmp_path))
+        folders[-1].write_config(config)
         described.append(config.task.describe())
     assert folders[0].path != folders[1].path
     assert [folder.data for folder in folders] == described
@@ -344,3 +356,5 @@ def test_finished_is_what_finish_was_told(tmp_path):
     assert folder.finished is None
     folder.finish({"seconds": 1.0})
     assert RunFolder(folder.path).finished == {"seconds": 1.0}
+    folder.begin({})
+    assert folder.finished is None

@@ -259,6 +259,25 @@ def test_a_finished_run_started_again_says_so_and_costs_nothing(finished, shared
     assert records() == before
 
 
+def test_a_model_is_added_to_a_finished_run(finished, shared, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+
+    def records(model):
+        return {p: p.read_bytes() for p in (folder / model).rglob("*") if p.is_file()}
+
+    before = {model: records(model) for model in CONFIG.models}
+    status, out, err = run_here(tmp_path, *OVERRIDES, "--models", *CONFIG.models, "none")
+    assert (status, err) == (0, "")
+    assert {model: records(model) for model in CONFIG.models} == before
+    assert RunFolder(folder).finished is not None
+    assert RunFolder(folder).model("none").is_evaluated
+    assert "\n| none | 0 |" in (folder / "report.md").read_text()
+    status, out, err = run_here(tmp_path, *OVERRIDES)
+    assert "has finished: nothing to do" in " ".join(out.split())
+    assert "\n| none |" not in (folder / "report.md").read_text()
+
+
 def test_killed_twice_and_started_again_ends_at_the_same_bytes(finished, cache, tmp_path):
     def is_second_checkpoint_begun():
         return list(tmp_path.glob("runs/smoke-*/window/fresh/checkpoints/50*"))

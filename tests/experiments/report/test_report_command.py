@@ -39,7 +39,8 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
     folders = [make_run(tmp_path, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
-    commands = {folder.path.name: ["own.py", "--seed", "7"] for folder in folders[:1]}
+    own = ["own.py", "--models", *ALL, "--seed", "7"]
+    commands = {folder.path.name: own for folder in folders[:1]}
     suite = SuiteFolder.of("All of it <together>.", folders, commands, "suite", tmp_path)
     other = SuiteFolder.of("All of it <together>.", folders[:2], commands, "suite", tmp_path)
     assert other.path != suite.path, "another suite, such as a quick one, has another page"
@@ -52,8 +53,8 @@ def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
     # The first has a command of its own; of the others all is known that their start says.
     page = html.unescape(page)
     assert page.count("python -m experiments.run 'configs/a b.py' --seed 3") == 2
-    of_models = re.findall(r"experiments.run own.py --seed 7( --models \w+)?", page)
-    assert of_models == ["", *(f" --models {model}" for model in ALL)]
+    assert f"experiments.run own.py --models {' '.join(ALL)} --seed 7\n" in page
+    assert re.findall(r"experiments.run own.py --seed 7 --models (\w+)", page) == list(ALL)
     beside = make_run(tmp_path, small_config(seed=3), ALL, name="beside")
     assert main([str(suite.path), str(beside.path)]) == 0
     page = (suite.path / "report.html").read_text()
