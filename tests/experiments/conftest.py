@@ -14,13 +14,19 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 def quick_to_compile():
-    """What is compiled here is run once; keys, too, are of a kind that is quick to compile."""
+    """What is compiled here is run once."""
     with pytest.MonkeyPatch.context() as patch:
         options = cases.quick_to_compile()
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-        jax.config.update("jax_default_prng_impl", "unsafe_rbg")
         yield
-        jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
+@pytest.fixture(scope="module")
+def quick_keys():
+    """Keys of a kind that is quick to compile; what they give depends on how arrays are spread."""
+    jax.config.update("jax_default_prng_impl", "unsafe_rbg")
+    yield
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
 
 
 @pytest.fixture(scope="module")

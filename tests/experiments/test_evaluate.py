@@ -20,7 +20,7 @@ from experiments.models.decoder import build_decoder
 from experiments.runs import places_for
 from experiments.tasks import NO_SOURCE, UNASKED, Adding, Induction, Recall, StringCopy
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_keys")
 
 
 RECALL = Config(

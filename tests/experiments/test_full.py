@@ -22,7 +22,7 @@ STEPS = [
     ),
 ]
 """Configs and models whose steps are compiled: the first of each, and a layer of every mixer."""
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile")]
 
 
 def shrunk(config):

@@ -16,6 +16,7 @@ from experiments.tasks import Recall
 from experiments.traffic import traffic
 from experiments.train import build_program, initial_state, train
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIG = Config(
     task=Recall(vocab_size=16, length=16, num_pairs=2),
     models=("attention,position=rotary,mlp_ratio=2", "window", "attention,position=alibi", "gru"),

@@ -15,6 +15,7 @@ import pytest
 import experiments.run
 from experiments.config import Config
 from experiments.processes import ProcessesConfig, join
+from tests.attn.cases import quick_to_compile
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 CONFIG = """
@@ -44,11 +45,12 @@ def processes(folder, count, *overrides, steps, of_job=None, num_devices=2):
     between = str(max(steps // CHECKPOINTS, 2))
     config = CONFIG.replace("STEPS", str(steps)).replace("EVERY", between)
     (folder / "config.py").write_text(config)
+    flags = {"xla_force_host_platform_device_count": num_devices} | quick_to_compile()
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
     }
     command = [sys.executable, "-m", "experiments.run", "config.py", *overrides]
     port = free_port()

@@ -24,7 +24,7 @@ from tests.experiments.probed import (
     reach_of,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_keys")
 
 
 @functools.cache

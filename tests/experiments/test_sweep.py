@@ -23,6 +23,7 @@ from experiments.runs import Status
 from experiments.sweep import Diverged, choose
 from experiments.tasks import Induction
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CONFIG = Config(
     task=Induction(length=8),
     models=("attention", "none"),
