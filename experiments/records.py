@@ -195,6 +195,27 @@ class SuiteFolder:
         return [RunFolder(here if here.exists() else beside) for here, beside in inside]
 
 
+def folders_of(path: pathlib.Path) -> list[RunFolder]:
+    """Returns the run at a path, those of the suite there, or those directly in it by age.
+
+    Raises:
+      ValueError: if there is none, or if one of a suite is missing.
+    """
+    if (path / "config.json").exists():
+        return [RunFolder(path)]
+    if SuiteFolder(path).exists:
+        folders = SuiteFolder(path).folders
+        for folder in folders:
+            if not (folder.path / "config.json").exists():
+                raise ValueError(f"{folder.path} is missing: {path / 'suite.json'} names it")
+        return folders
+    found = [p.parent for p in path.glob("*/config.json")]
+    if not found:
+        raise ValueError(f"{path} is no run folder and holds none: expected one with config.json")
+    ordered = sorted(found, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))
+    return [RunFolder(folder) for folder in ordered]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelRecord:
     """What is kept of one model of a run."""

@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from experiments.records import RunFolder, SuiteFolder
+from experiments.records import SuiteFolder, folders_of
 from experiments.report import terminal_table, update_readme, write
 from experiments.results import Results
 
@@ -44,27 +44,6 @@ def main(arguments: list[str]) -> int:
         console.print(terminal_table(folder))
     console.print(f"report: {' and '.join(map(str, pages))}", highlight=False)
     return 0
-
-
-def folders_of(path: pathlib.Path) -> list[RunFolder]:
-    """Returns the run at a path, those of the suite there, or those directly in it by age.
-
-    Raises:
-      ValueError: if there is none, or if one of a suite is missing.
-    """
-    if (path / "config.json").exists():
-        return [RunFolder(path)]
-    if SuiteFolder(path).exists:
-        folders = SuiteFolder(path).folders
-        for folder in folders:
-            if not (folder.path / "config.json").exists():
-                raise ValueError(f"{folder.path} is missing: {path / 'suite.json'} names it")
-        return folders
-    found = [p.parent for p in path.glob("*/config.json")]
-    if not found:
-        raise ValueError(f"{path} is no run folder and holds none: expected one with config.json")
-    ordered = sorted(found, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))
-    return [RunFolder(folder) for folder in ordered]
 
 
 if __name__ == "__main__":
