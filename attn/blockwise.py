@@ -52,7 +52,8 @@ def blockwise_attention(
     dropout_rate: float = 0.0,
     sides: TileSizes | None = None,
     spread: Ring | Heads | None = None,
-    fused: bool | None = False,
+    named: str | None = "blockwise",
+    is_plain: bool = False,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
@@ -74,14 +75,17 @@ def blockwise_attention(
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
       spread: over which devices sequence or heads are, of which query, key and value are then a
         share, and bias its rows of all columns. Masks, scores and dropout are of the whole.
-      fused: whether kernels run the two passes of first order, or the call fails; None is where
-        the platform has them (``attn.overrides``), and they can take the call.
+      named: whose kernels run the two passes of first order, or the call fails; None is where
+        the platform has some (``attn.overrides``), and they can take the call.
+      is_plain: whether the scale is the usual one, and the output all that is asked for.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
     dropped = dropout_seed, dropout_rate
-    call, context, params = plan(query, key, mask, score, *dropped, sides, spread, fused)
+    is_plain &= dropout_seed is None and spread is None
+    band = kernels.band_of(query, key, value, bias, mask, score, named=named, is_plain=is_plain)
+    call, context, params = plan(query, key, mask, score, *dropped, sides, spread, named, band)
     return attend(call, context, params, query, key, value, bias, scale)
 
 
@@ -92,9 +96,9 @@ def attend(
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp of a planned call."""
     inputs = call.arrange(params, query, key, value, bias, scale)
-    if call.fused:
+    if call.named == "fused":
         # What the hardware has no room for is known when its program is compiled.
-        here = options_of(jax.default_backend(), is_named=True)
+        here = options_of(jax.default_backend(), call.named)
         of_hardware = "tpu" if here is None else here["kernels"]
         kernels.check(call, context, inputs, kernels=of_hardware, interpret=True)
     output, lse = _attend(call, context, inputs)
@@ -119,10 +123,12 @@ def _attend(call: Plan, context: Context, inputs: Inputs) -> Outputs:
     def definition(*leaves):
         return list(_absorb_all(call, *jax.tree.unflatten(tree, leaves)))
 
-    def fused(*leaves, **platform):
-        return list(kernels.attend(call, *jax.tree.unflatten(tree, leaves), **platform))
+    def by_kernels(*leaves, **platform):
+        output, lse = kernels.attend(call, *jax.tree.unflatten(tree, leaves), **platform)
+        # XLA drops the definition where nothing needs the log-sum-exp.
+        return [output, definition(*leaves)[1] if lse is None else lse]
 
-    kernel = None if call.fused is False else Kernel(fused, is_named=bool(call.fused))
+    kernel = None if call.named == "blockwise" else Kernel(by_kernels, call.named)
     return Outputs(*Opaque(definition, tuple(_results(inputs)), kernel)(*leaves))
 
 
@@ -206,14 +212,14 @@ def _attend_tangent(
         given = [jnp.zeros(of.shape, of.dtype) if x is None else x for of, x in given]
         return kernels.pull(call, context, inputs, lse, *given, **platform)
 
-    of_kernels = Pull(pull, lambda operands: operands[1][1], is_named=bool(call.fused))
+    of_kernels = Pull(pull, lambda operands: operands[1][1], call.named)
     mixed, d_lse = call.sum(
         function,
         context,
         (inputs, moving, outputs.lse),
         (axes_of(inputs), axes_of(moving), QUERIES),
         (QUERIES, QUERIES),
-        pull=None if call.fused is False else of_kernels,
+        pull=None if call.named == "blockwise" else of_kernels,
     )
     return Outputs(mixed - outputs.output * d_lse[..., None, :, :], d_lse)
 

@@ -17,13 +17,14 @@ from attn.masks import Mask
 from attn.scores import Score
 
 IMPLEMENTATIONS = {
-    None: functools.partial(blockwise_attention, fused=None),
-    "fused": functools.partial(blockwise_attention, fused=True),
+    None: functools.partial(blockwise_attention, named=None),
+    "fused": functools.partial(blockwise_attention, named="fused"),
+    "cudnn": functools.partial(blockwise_attention, named="cudnn"),
     "blockwise": blockwise_attention,
     "reference": reference.reference_attention,
 }
 """Name to ``function(query, key, value, *Resolved) -> (output, lse)``; None is what runs if none is
-named: fused kernels where the platform has them and they take the call, blockwise elsewhere."""
+named: kernels where the platform has some that take the call, blockwise elsewhere."""
 
 SYNONYMS = {"xla": "blockwise"}
 """What ``jax.nn.dot_product_attention`` calls them."""
@@ -111,11 +112,12 @@ def dot_product_attention(
         are divided by ``1 - dropout_rate``. The log-sum-exp is that without dropout.
       dropout_rng: a random key; which weights are dropped depends on it and on the indices of a
         pair alone, so it is the same in every pass, derivative and implementation.
-      implementation: ``"fused"`` (the kernels of ``attn.kernels``; on CPU interpreted, which is for
-        tests), ``"blockwise"`` or ``"reference"``, strictly: it runs, or raises ValueError with the
-        reason. None is fused on TPU where the kernels take the call, else blockwise; kernels for
-        GPU, which have not been on one yet, run if they are named. Derivatives beyond the first,
-        and forward mode, are blockwise in both. ``"xla"`` is ``"blockwise"``.
+      implementation: ``"fused"`` (the Pallas kernels of ``attn.kernels``; on CPU interpreted,
+        which is for tests), ``"cudnn"`` (on GPU, by ``jax.nn``), ``"blockwise"`` or
+        ``"reference"``, strictly: it runs, or raises ValueError with the reason. None is fused on
+        TPU and cuDNN on GPU where they take the call, else blockwise; Pallas's kernels for GPU,
+        which have not been on one yet, run if they are named. Derivatives beyond the first, and
+        forward mode, are blockwise in all. ``"xla"`` is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:
@@ -153,7 +155,8 @@ def dot_product_attention(
         score_params=score_params,
     )
     resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
-    output, lse = run(implementation, query, key, value, resolved)
+    is_plain = scale is None and logits is None and not return_residual
+    output, lse = run(implementation, query, key, value, resolved, is_plain=is_plain)
     if logits is not None:
         output, lse = softmax_state.with_sink(output, lse, logits)
     output = output.astype(query.dtype)
@@ -161,11 +164,23 @@ def dot_product_attention(
 
 
 def run(
-    implementation: str | None, query: Array, key: Array, value: Array, resolved: Resolved
+    implementation: str | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    resolved: Resolved,
+    *,
+    is_plain: bool = False,
 ) -> tuple[Array, Array]:
-    """Returns output and log-sum-exp in the dtype of the computation."""
-    attend = IMPLEMENTATIONS[chosen(implementation)]
-    attend = functools.partial(attend, dropout_rate=resolved.dropout_rate)
+    """Returns output and log-sum-exp in the dtype of the computation.
+
+    Of a call that is plain, the output at the usual scale is all that is asked for; what is
+    returned beside it may be anything.
+    """
+    name = chosen(implementation)
+    attend = functools.partial(IMPLEMENTATIONS[name], dropout_rate=resolved.dropout_rate)
+    if name in (None, "cudnn"):
+        attend = functools.partial(attend, is_plain=is_plain)
     arrays = query, key, value, *resolved[:-1]
     arrays = devices.vary(arrays, devices.varying(arrays))
     return devices.automatic(attend, query, query.ndim - 1, *arrays)

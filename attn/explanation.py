@@ -18,12 +18,14 @@ from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
-from attn.overrides import PLATFORMS, Refused, options_of
+from attn.overrides import KERNELS, Refused, options_of
 from attn.plan import Context, Plan, plan
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
 _NAMED = ("cpu", "gpu", "tpu")
 """Platforms that a caller may name."""
+_KINDS = ("fused", "cudnn")
+"""Implementations that are kernels."""
 
 
 class Cost(NamedTuple):
@@ -109,28 +111,28 @@ def explain(
     if platform is not None:
         arguments.check_choice("platform", platform, _NAMED)
     platform = platform or jax.default_backend()
-    has_kernels = options_of(platform, is_named=False) is not None
-    how = options_of(platform, is_named=True)
-    is_asked = named == "fused" or (how is not None and not how["interpret"])
-    refusal = _refusal(query, key, value, shapes[3], resolved, how) if how and is_asked else None
-    if named == "fused" and refusal is not None:
-        raise refusal
-    default = "fused" if has_kernels and refusal is None else "blockwise"
+    arrays = query, key, value, shapes[3]
+    refusals = {kind: _refusal(kind, named, platform, arrays, resolved, options) for kind in _KINDS}
+    if named is not None and refusals.get(named):
+        raise Refused(str(refusals[named]), named)
+    usual = (options_of(platform, None) or {}).get("kernels")
+    default = {"cudnn": "cudnn", None: "blockwise"}.get(usual, "fused")
+    default = "blockwise" if refusals.get(default) else default
     name = named or default
-    if is_asked:
-        not_here = f"its kernels have not been on a {platform} yet: it runs if it is named"
-    else:
-        not_here = f"its kernels are for {', '.join(PLATFORMS)}; this is {platform}"
     refused = {
-        "fused": not_here if refusal is None else refusal.reason,
+        "fused": refusals["fused"]
+        or f"it has not been on a {platform} yet: it runs if it is named",
+        "cudnn": refusals["cudnn"],
         "blockwise": "the kernels are faster: it runs if it is named",
         "reference": "it takes O(T S) memory: it runs if it is named",
     } | {default: "it would run if no implementation were named"}
-    sides = TileSizes(query.shape[-3], key.shape[-3]) if name == "reference" else None
-    if name == "fused" and how is not None:
-        sides = OF_KERNELS[how["kernels"]]
+    how, sides = options_of(platform, name), None
+    if name == "reference":
+        sides = TileSizes(query.shape[-3], key.shape[-3])
+    elif how is not None:
+        sides = OF_KERNELS.get(how["kernels"])
     of_plan = query, key, resolved.mask, None, None, 0.0, sides
-    call, context, _ = plan(*of_plan, fused=named == "fused" or (named is None and has_kernels))
+    call, context, _ = plan(*of_plan)
     grid, kinds = call.grid, _kinds(call, context)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -151,12 +153,32 @@ def explain(
 
 
 def _refusal(
-    query: Any, key: Any, value: Any, bias: Any, resolved: Any, how: dict[str, Any]
-) -> Refused | None:
-    """Returns why kernels, called so, do not take such a call; None if they do."""
+    kind: str,
+    named: str | None,
+    platform: str,
+    arrays: tuple[Any, ...],
+    resolved: Any,
+    options: Options,
+) -> str | None:
+    """Returns why kernels of a kind do not take such a call; None if they do."""
+    how = options_of(platform, kind)
+    if how is None or (how["interpret"] and named != kind):
+        own = [place for place, x in KERNELS[kind].items() if not x["interpret"]]
+        places = ", ".join(own).replace("cuda", "gpu")
+        return f"its kernels are for {places}; this is {platform}"
+    query, key, value, bias = arrays
+    if how["kernels"] == "cudnn":
+        is_plain, is_here = options.get("scale") is None, platform == jax.default_backend()
+        of_band = query, key, value, bias, resolved.mask, resolved.score
+        settings = {"interpret": False, "is_here": is_here}
+        try:
+            kernels.cudnn.band_of(*of_band, is_plain=is_plain, **settings)
+        except Refused as refusal:
+            return refusal.reason
+        return None
     sides = OF_KERNELS[how["kernels"]]
     of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
-    call, context, params = plan(*of_plan, fused=True)
+    call, context, params = plan(*of_plan, named="fused")
 
     def check(query, key, value, bias):
         inputs = call.arrange(params, query, key, value, bias, resolved.scale)
@@ -165,7 +187,7 @@ def _refusal(
     try:
         jax.eval_shape(check, query, key, value, bias)
     except Refused as refusal:
-        return refusal
+        return refusal.reason
     return None
 
 
@@ -222,4 +244,4 @@ def _copies(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[i
     return forward, 2 * forward + size * arrays
 
 
-_BYTES = {"fused": _copies, "blockwise": _linear, "reference": _quadratic}
+_BYTES = {"fused": _copies, "cudnn": _copies, "blockwise": _linear, "reference": _quadratic}

@@ -4,7 +4,7 @@ What a kernel computes is defined without it, by operations that JAX can do ever
 kernel is another way to run it, chosen when a program is compiled and its platform is known; rules
 of derivatives and of batching never see it. It may refuse a call, and then the definition runs.
 
-A platform and its kernels are one line in ``PLATFORMS``.
+A platform and its kernels are one line in ``KERNELS``.
 """
 
 import functools
@@ -16,37 +16,45 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import AbstractMesh
 
 from attn.devices import abstract
 
-PLATFORMS = {"tpu": {"kernels": "tpu", "interpret": False}}
-"""Where kernels run if nothing is named, which of ``attn.kernels``, and how."""
-IF_NAMED = {
-    "cuda": {"kernels": "gpu", "interpret": False},
-    "cpu": {"kernels": "tpu", "interpret": True},
+KERNELS: dict[str | None, dict[str, dict[str, Any]]] = {
+    None: {
+        "tpu": {"kernels": "tpu", "interpret": False},
+        "cuda": {"kernels": "cudnn", "interpret": False},
+    },
+    "fused": {
+        "tpu": {"kernels": "tpu", "interpret": False},
+        "cuda": {"kernels": "gpu", "interpret": False},
+        "cpu": {"kernels": "tpu", "interpret": True},
+    },
+    "cudnn": {"cuda": {"kernels": "cudnn", "interpret": False}},
 }
-"""Where they run if they are named: not measured yet on GPU, and slowly on CPU."""
+"""By the implementation that is named, or None: on which platforms kernels run, which of
+``attn.kernels``, and how. Those for GPU wait to be named until they have been on one."""
 
 
-def options_of(backend: str, *, is_named: bool) -> dict[str, Any] | None:
+def options_of(backend: str, name: str | None) -> dict[str, Any] | None:
     """Returns which kernels run on a platform, and how; None if none do.
 
     Args:
       backend: as ``jax.default_backend`` names it.
-      is_named: whether the call asks for kernels.
+      name: of the implementation, or None.
     """
-    return _options("cuda" if backend == "gpu" else backend, is_named)
+    return _options("cuda" if backend == "gpu" else backend, name)
 
 
-def _options(platform: str, is_named: bool) -> dict[str, Any] | None:
-    return (PLATFORMS | IF_NAMED if is_named else PLATFORMS).get(platform)
+def _options(platform: str, name: str | None) -> dict[str, Any] | None:
+    return KERNELS.get(name, {}).get(platform)
 
 
 class Refused(ValueError):
     """A kernel cannot take a call; an error where it was named, else the definition runs."""
 
-    def __init__(self, reason: str):
-        super().__init__(f"implementation is 'fused', and the call is not for it: {reason}")
+    def __init__(self, reason: str, name: str = "fused"):
+        super().__init__(f"implementation is {name!r}, and the call is not for it: {reason}")
         self.reason = reason
 
 
@@ -55,8 +63,8 @@ class Kernel(NamedTuple):
 
     run: Callable[..., list[Any]]
     """``(*operands, **of the platform)``, as what it stands for; raises ``Refused``."""
-    is_named: bool
-    """Whether it runs or the call fails."""
+    name: str | None
+    """Of the implementation, if it runs or the call fails; None if the definition may run."""
 
     def batch(self, size: int, mapped: Sequence[bool]) -> "Kernel":
         """Returns the kernel over ``size`` lanes; what is mapped has them as its first axis."""
@@ -78,7 +86,7 @@ class Pull(NamedTuple):
     """
     linear: Callable
     """Of the operands, gives the subtree of those in which the sum is linear."""
-    is_named: bool
+    name: str | None
     """See ``Kernel``."""
 
     def of_leaves(self, tree: Any) -> Callable:
@@ -102,7 +110,7 @@ class Pull(NamedTuple):
                 found = dict(zip(places, every(found), strict=True))
                 return [found[k] for k in linear]
 
-            return Kernel(run, self.is_named)
+            return Kernel(run, self.name)
 
         return transposed
 
@@ -184,9 +192,10 @@ def register(primitive: Primitive, of_params: Callable) -> None:
                 try:
                     if not options["interpret"] and _is_divided(context):
                         raise Refused("XLA divides it over devices; call it in jax.shard_map")
-                    return mlir.lower_fun(run, multiple_results=True)(context, *operands)
+                    where = _whole(context) if options["kernels"] == "cudnn" else context
+                    return mlir.lower_fun(run, multiple_results=True)(where, *operands)
                 except Refused:
-                    if function.kernel.is_named:
+                    if function.kernel.name is not None:
                         raise
             return mlir.lower_fun(function.definition, multiple_results=True)(context, *operands)
 
@@ -195,6 +204,18 @@ def register(primitive: Primitive, of_params: Callable) -> None:
     mlir.register_lowering(primitive, lower("this platform"))
     for platform in ("cpu", "cuda", "rocm", "tpu"):
         mlir.register_lowering(primitive, lower(platform), platform=platform)
+
+
+def _whole(context: Any) -> Any:
+    """Returns the context of a program for one device as that of a device of a mesh.
+
+    There is nothing to divide, which what ``jax.nn`` calls would else look into.
+    """
+    if not isinstance(context.module_context.axis_context, mlir.ShardingContext):
+        return context
+    mesh = AbstractMesh((1,), ("whole",))
+    axes = mlir.SPMDAxisContext(mesh, frozenset(mesh.axis_names))  # pyright: ignore
+    return context.replace(module_context=context.module_context.replace(axis_context=axes))
 
 
 def _is_divided(context: Any) -> bool:
@@ -212,9 +233,11 @@ def _options_of(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
     """Returns how a kernel is called; None if it is not."""
     if kernel is None:
         return None
-    options = _options(platform, kernel.is_named)
-    if options is None and kernel.is_named:
-        raise NotImplementedError(f"implementation is 'fused': there is no kernel for {platform}")
+    options = _options(platform, kernel.name)
+    if options is None and kernel.name is not None:
+        raise NotImplementedError(
+            f"implementation is {kernel.name!r}: there is no kernel for {platform}"
+        )
     return options
 
 

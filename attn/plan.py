@@ -100,8 +100,10 @@ class Plan:
     """Over which the sequence is spread; None if all of it is here."""
     heads: Heads | None = None
     """Over which heads are spread; None if all of them are here."""
-    fused: bool | None = False
-    """Whether kernels run, or the call fails; None is where the platform has them."""
+    named: str | None = "blockwise"
+    """Whose kernels run, or the call fails; None is where the platform has some."""
+    band: tuple[int | None, int | None] | None = None
+    """How far back and ahead a query sees, of a call that is for cuDNN; else None."""
 
     @property
     def keys_ring(self) -> Ring | None:
@@ -298,7 +300,8 @@ def plan(
     dropout_rate: float,
     sides: TileSizes | None,
     spread: Ring | Heads | None = None,
-    fused: bool | None = False,
+    named: str | None = "blockwise",
+    band: tuple[int | None, int | None] | None = None,
 ) -> tuple[Plan, Context, list[Array]]:
     """Returns the static part of a call, its arrays without derivative, and its score's arrays.
 
@@ -314,17 +317,16 @@ def plan(
       dropout_rate: the probability that a weight is dropped.
       sides: the greatest of a tile; None is those of ``attn.tiles.tile_sizes``.
       spread: over which devices sequence or heads are, of which query and key are then a share.
-      fused: whether kernels run, or the call fails; None is where the platform has them.
+      named: whose kernels run, or the call fails; None is where the platform has some.
+      band: that a query sees, of a call that is for cuDNN.
     """
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
         platform = jax.default_backend()
-        options = options_of(platform, is_named=bool(fused))
-        if fused is False or options is None:
-            sides = tile_sizes(platform, query.shape, key.shape, mask is not None)
-        else:
-            sides = OF_KERNELS[options["kernels"]]
+        options = options_of(platform, named) or {"kernels": None}
+        sides = OF_KERNELS.get(options["kernels"])
+        sides = sides or tile_sizes(platform, query.shape, key.shape, mask is not None)
     ring = spread if isinstance(spread, Ring) else None
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]
@@ -333,7 +335,7 @@ def plan(
         ring = ring.within(mask.reach(), *lengths)
     mask = None if mask is None else mask.pad(*grid.padded)
     sizes = grid, tuple(batch), num_heads, key.shape[-2], jnp.dtype(query.dtype)
-    made = Plan(*sizes, dropout_rate=dropout_rate, ring=ring, heads=heads, fused=fused)
+    made = Plan(*sizes, dropout_rate=dropout_rate, ring=ring, heads=heads, named=named, band=band)
     axes = varying(query, key, mask, score)
     indices = jax.eval_shape(lambda: made.indices(0, 0))
     indices = jax.tree.map(lambda x: example(x.shape, x.dtype, axes), indices)

@@ -77,7 +77,8 @@ def dot_product_attention(
       value: this device's values.
       bias: as in ``attn.dot_product_attention``; this device's rows of all columns, broadcastable
         to ``[*B, N, T/n, S]``.
-      mask: as there, of the whole sequence.
+      mask: as there, of the whole sequence. Arrays in it are whole on every device, booleans of
+        T x S too; a rule (``attn.masks``) takes none, a bias with -inf in it the rows of a device.
       axis_name: the mesh axis over which the sequence is spread.
       mesh: of the axis, if the arrays are whole; None inside ``jax.shard_map``.
       method: see the module docstring.
@@ -111,14 +112,15 @@ def dot_product_attention(
       >>> attn.sharded.dot_product_attention(x, x, x, is_causal=True, **spread).shape
       (2, 16, 4, 8)
     """
+    if not isinstance(axis_name, str):
+        raise TypeError(f"axis_name is {axis_name!r}; expected the name of one axis")
     arguments.check_choice("method", method, get_args(Method))
     arguments.check_choice("placement", placement, get_args(Placement))
     if implementation is not None:
         arguments.check_choice("implementation", implementation, get_args(Implementation))
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
-    fused = {None: None, "blockwise": False, "fused": True}[implementation]
-    settings = axis_name, method, placement, fused
+    settings = axis_name, method, placement, implementation
     if mesh is None:
         found = _of_device(settings, query, key, value, bias, mask, options | others)
     else:
@@ -166,7 +168,7 @@ def _order(length: int, num_devices: int) -> np.ndarray:
 
 def _over_mesh(
     mesh: Mesh | AbstractMesh,
-    settings: tuple[str, Method, Placement, bool | None],
+    settings: tuple[str, Method, Placement, Implementation | None],
     query: Array,
     key: Array,
     value: Array,
@@ -231,7 +233,7 @@ def _over_mesh(
 
 
 def _of_device(
-    settings: tuple[str, Method, Placement, bool | None],
+    settings: tuple[str, Method, Placement, Implementation | None],
     query: Array,
     key: Array,
     value: Array,
@@ -240,7 +242,7 @@ def _of_device(
     options: dict[str, Any],
 ) -> tuple[Array, Array]:
     """Returns this device's share of output and log-sum-exp."""
-    axis, method, placement, fused = settings
+    axis, method, placement, named = settings
     size = _size_of(axis)
     attend = _over_heads if method == "all_to_all" else _over_keys
     if placement == "exchanged" and method != "all_to_all":
@@ -260,7 +262,7 @@ def _of_device(
     ring = Ring(axis, size, is_zigzag, is_gathered=method == "gather")
     arrays = query, key, value, resolved._replace(bias=bias)
     arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
-    output, lse = attend(ring, fused, *arrays)
+    output, lse = attend(ring, named, *arrays)
     if logits is not None:
         logits = arguments.sinks_of(logits, query)
         output, lse = softmax_state.with_sink(output, lse, logits)
@@ -284,29 +286,29 @@ def _size_of(axis: Any) -> int:
 
 
 def _over_keys(
-    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+    ring: Ring, named: str | None, query: Array, key: Array, value: Array, resolved
 ) -> tuple[Any, Any]:
     """Attends with the queries of this device to keys that travel, or to all, gathered."""
     if ring.is_gathered:
         gather = lambda x: lax.all_gather(x, ring.axis, axis=x.ndim - 3, tiled=True)  # noqa: E731
         key, value = gather(key), gather(value)
-    return blockwise_attention(query, key, value, *resolved, spread=ring, fused=fused)
+    return blockwise_attention(query, key, value, *resolved, spread=ring, named=named)
 
 
 def _exchanged(
-    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+    ring: Ring, named: str | None, query: Array, key: Array, value: Array, resolved
 ) -> tuple[Any, Any]:
     """Attends in a zig-zag with contiguous shares."""
     bias = resolved.bias
     if bias is not None and bias.shape[-2] != 1:
         resolved = resolved._replace(bias=ring.to_zigzag(bias, -2))
     query, key, value = (ring.to_zigzag(x, -3) for x in (query, key, value))
-    output, lse = _over_keys(ring, fused, query, key, value, resolved)
+    output, lse = _over_keys(ring, named, query, key, value, resolved)
     return ring.from_zigzag(output, -3), ring.from_zigzag(lse, -2)
 
 
 def _over_heads(
-    ring: Ring, fused: bool | None, query: Array, key: Array, value: Array, resolved
+    ring: Ring, named: str | None, query: Array, key: Array, value: Array, resolved
 ) -> tuple[Any, Any]:
     """Attends with some heads to the whole sequence, between two exchanges of all with all."""
     size, num_heads, num_key_heads = ring.size, query.shape[-2], key.shape[-2]
@@ -344,7 +346,7 @@ def _over_heads(
     resolved = resolved._replace(bias=bias, mask=mask)
     query, key, value = map(to_heads, (query, key, value))
     try:
-        output, lse = blockwise_attention(query, key, value, *resolved, spread=share, fused=fused)
+        output, lse = blockwise_attention(query, key, value, *resolved, spread=share, named=named)
     except (TypeError, ValueError) as error:
         error.add_note(
             f"for all_to_all, a function of scores or masks sees {num_heads // size} of "

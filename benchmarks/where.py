@@ -47,9 +47,9 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "bfloat16, float16": [same("bfloat16"), same("float16")],
     "float32": [same("float32")],
     "float64": [same("float64")],
-    "`is_causal`, windows, lengths": [
-        {"is_causal": True},
-        {"local_window_size": (256, 0)},
+    "`is_causal`, a window of the past": [{"is_causal": True}, {"local_window_size": (256, 0)}],
+    "other windows, lengths": [
+        {"local_window_size": (256, 16)},
         {"key_value_seq_lengths": np.array([1999, 7]), "query_seq_lengths": np.array([3, 1999])},
     ],
     "`Segments`, `Prefix`, `Strided`, `Dense`": [
@@ -68,10 +68,9 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     ],
     "a score function of your own, elementwise": [{"score": user_score, "score_params": 0.1}],
     "`RelativeBias`": [{"score": scores.RelativeBias(np.zeros((32, 4), np.float32))}],
-    "grouped queries; V other than H": [
-        {"key": heads(num_heads=2), "value": heads(num_heads=2)},
-        {"value": heads(width=96)},
-    ],
+    "grouped queries": [{"key": heads(num_heads=2), "value": heads(num_heads=2)}],
+    "V other than H": [{"value": heads(width=96)}],
+    "a scale of your own": [{"scale": 0.1}],
 }
 """What calls have that others have not, by what README says of it."""
 
@@ -99,8 +98,8 @@ def _found(call: dict[str, Any], platform: str, implementation: str | None) -> s
         except ValueError as error:
             return f"refused: {str(error).partition('not for it: ')[2]}"
     usual = attn.explain(**same("bfloat16"), platform=platform).implementation
-    if usual == "fused" != found.implementation:
-        return f"{found.implementation}: {found.refused['fused']}"
+    if usual != "blockwise" and implementation is None and usual != found.implementation:
+        return f"{found.implementation}: {found.refused[usual]}"
     return found.implementation
 
 

@@ -1,6 +1,7 @@
-"""The two passes of first order as Pallas kernels; what they compute is in ``attn.blockwise``.
+"""The two passes of first order as kernels; what they compute is in ``attn.blockwise``.
 
-A folder for each kind of hardware, and beside them what they share: a call taken apart.
+Pallas's have a folder for each kind of hardware, and beside them what they share: a call taken
+apart. cuDNN's are a call of ``jax.nn``, for what it can do (``attn.kernels.cudnn``).
 
 Where keys go round a ring of devices, a kernel runs for those at hand, and what it returns is
 merged, or summed, as ``attn.blockwise`` and ``attn.tile_sum`` do.
@@ -18,6 +19,9 @@ from jaxtyping import Array
 
 from attn import softmax_state
 from attn.devices import vary, varying
+from attn.kernels import cudnn
+from attn.masks import Mask
+from attn.overrides import Refused, options_of
 from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
 
@@ -25,6 +29,42 @@ from attn.spread import shares_of
 def of_hardware(kernels: str) -> ModuleType:
     """Returns the module of the kernels for one kind of hardware: forward, backward and check."""
     return importlib.import_module(f"attn.kernels.{kernels}")
+
+
+def band_of(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any,
+    mask: Mask | None,
+    score: Any,
+    *,
+    named: str | None,
+    is_plain: bool,
+) -> tuple[int | None, int | None] | None:
+    """Returns the band that a query sees, of a call that is for cuDNN here; else None.
+
+    Raises:
+      attn.overrides.Refused: if cuDNN is named and cannot take it.
+    """
+    platform = jax.default_backend()
+    how = options_of(platform, named)
+    if named == "cudnn" and how is None:
+        raise Refused(f"cuDNN is for gpu; this is {platform}", named)
+    if how is None or how["kernels"] != "cudnn":
+        return None
+    interpret = how["interpret"]
+    try:
+        return cudnn.band_of(
+            *(query, key, value, bias, mask, score),
+            is_plain=is_plain,
+            interpret=interpret,
+            is_here=not interpret,
+        )
+    except Refused:
+        if named is not None:
+            raise
+        return None
 
 
 def check(plan: Any, context: Any, inputs: Any, *, kernels: str, interpret: bool) -> Any:
@@ -47,8 +87,13 @@ def check(plan: Any, context: Any, inputs: Any, *, kernels: str, interpret: bool
     return call
 
 
-def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array, Array]:
-    """Returns output and log-sum-exp; see ``attn.kernels.tpu.forward``."""
+def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array, Array | None]:
+    """Returns output and log-sum-exp, or None for what gives none.
+
+    See ``attn.kernels.tpu.forward``.
+    """
+    if platform["kernels"] == "cudnn":
+        return cudnn.forward(plan, inputs, interpret=platform["interpret"]), None
     call, ring = check(plan, context, inputs, **platform), plan.keys_ring
     forward = of_hardware(platform["kernels"]).forward
     if ring is None:
@@ -73,6 +118,8 @@ def pull(
     plan: Any, context: Any, inputs: Any, lse: Array, d_output: Array, d_lse: Array, **platform: Any
 ) -> Any:
     """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``."""
+    if platform["kernels"] == "cudnn":
+        return cudnn.backward(plan, inputs, d_output, d_lse, interpret=platform["interpret"])
     call, ring = check(plan, context, inputs, **platform), plan.keys_ring
     backward = of_hardware(platform["kernels"]).backward
     given = lse, d_output, d_lse

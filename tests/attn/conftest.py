@@ -10,7 +10,7 @@ import pytest
 from attn import masks, sharded
 from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
-from attn.overrides import IF_NAMED, Refused
+from attn.overrides import KERNELS, Refused
 from attn.tiles import TileSizes, ceil_div
 
 SMALL_TILES = "blockwise in small tiles"
@@ -75,8 +75,8 @@ def but_for(reason, function):
 def pytest_generate_tests(metafunc):
     if "implementation" in metafunc.fixturenames:
         module = metafunc.module.__name__.rpartition(".")[2]
-        # The kernels are interpreted, so in small tiles alone.
-        names = [name for name in IMPLEMENTATIONS if name not in (None, "fused")]
+        # The kernels are interpreted, so in small tiles alone; for cuDNN see test_cudnn.py.
+        names = [name for name in IMPLEMENTATIONS if name not in (None, "fused", "cudnn")]
         names += [SMALL_TILES, SMALL_KERNELS, SMALL_GPU_KERNELS]
         if module in ("test_devices", "test_features", "test_strict"):
             # One tile is what the small ones are made of: by default the others speak for it.
@@ -94,12 +94,13 @@ def pytest_generate_tests(metafunc):
 def implementation(request, monkeypatch):
     """The name of an implementation, for ``attn.dot_product_attention(implementation=...)``."""
     if request.param in (SMALL_TILES, SMALL_KERNELS, SMALL_GPU_KERNELS):
-        fused, sides = request.param != SMALL_TILES, TileSizes(query=4, key=5)
+        named = "blockwise" if request.param == SMALL_TILES else "fused"
+        sides = TileSizes(query=4, key=5)
         if request.param == SMALL_GPU_KERNELS:
             # Other sides: a program that is compiled is not asked again for which hardware it is.
             sides = TileSizes(query=5, key=4)
-            monkeypatch.setitem(IF_NAMED, "cpu", {"kernels": "gpu", "interpret": True})
-        tiled = functools.partial(blockwise_attention, sides=sides, fused=fused)
+            monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
+        tiled = functools.partial(blockwise_attention, sides=sides, named=named)
         tiled = but_for("it has a bias of distances", tiled)
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, tiled)
     if request.param in (SPREAD, SPREAD_KERNELS):

@@ -141,9 +141,10 @@ def test_traced_mask_is_not_known_yet():
 
 def test_text():
     x = shape(1, 8192, 4, 64)
-    assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:4] == [
+    assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:5] == [
         "implementation  blockwise",
-        "not fused       its kernels are for tpu; this is cpu",
+        "not fused       its kernels are for tpu, gpu; this is cpu",
+        "not cudnn       its kernels are for gpu; this is cpu",
         "not reference   it takes O(T S) memory: it runs if it is named",
         "tiles           120 full, 16 mixed, 120 empty; of 512 queries, 512 keys",
     ]
@@ -162,11 +163,9 @@ def test_errors_are_those_of_the_call():
 def test_a_platform_that_is_not_here():
     x = jax.ShapeDtypeStruct((1, 1999, 4, 64), "bfloat16")
     found = {name: attn.explain(x, x, x, platform=name) for name in ("cpu", "gpu", "tpu")}
-    assert [y.implementation for y in found.values()] == ["blockwise", "blockwise", "fused"]
+    assert [y.implementation for y in found.values()] == ["blockwise", "cudnn", "fused"]
     assert found["tpu"].tile == (512, 512)
-    assert found["gpu"].refused["fused"] == (
-        "its kernels have not been on a gpu yet: it runs if it is named"
-    )
+    assert found["gpu"].refused["fused"] == ("it has not been on a gpu yet: it runs if it is named")
     y = jax.ShapeDtypeStruct(x.shape, "float32")
     reason = attn.explain(y, y, y, platform="gpu").refused["fused"]
     assert reason == "it is of float32; products are of bfloat16 or float16"

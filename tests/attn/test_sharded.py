@@ -323,6 +323,23 @@ def test_memory_is_linear_and_keys_move_as_said(method):
         assert (f" {name}(" in text or f" {name}-start(" in text) == (name in moves[method]), name
 
 
+def hessian_vector(attend, *x):
+    return jax.jvp(lambda *x: gradient(attend, *x), x, x)[1]
+
+
+@pytest.mark.parametrize(
+    "derivative", [gradient, pytest.param(hessian_vector, marks=pytest.mark.slow)]
+)
+def test_memory_is_that_of_a_share(derivative):
+    """Half of what twice the devices save, four times save; what is left is that of tiles."""
+    two, four, eight = (
+        compiled(derivative, "ring", 8192, size).memory_analysis().temp_size_in_bytes
+        for size in (2, 4, 8)
+    )
+    assert two - four == pytest.approx(2 * (four - eight), rel=0.1)
+    assert four - eight > 8192 * 4 * 16 * 4 / 8, "an array, at least"
+
+
 def test_a_zig_zag_gives_every_device_the_same_work():
     """Of a causal map of 2 n blocks a side, n devices and n steps: so many pairs of blocks each."""
     size = 4
@@ -338,6 +355,7 @@ def test_a_zig_zag_gives_every_device_the_same_work():
 
 X = np.zeros((2, 12, 4, 8), np.float32)
 WRONG = [
+    ({"axis_name": ("sequence",)}, "axis_name is ('sequence',); expected the name of one axis"),
     ({"axis_name": "rows"}, "axis_name is 'rows'; expected an axis of the mesh: 'sequence'"),
     ({"method": "rings"}, "method is 'rings'; expected one of 'ring', 'gather', 'all_to_all'"),
     ({"placement": "striped"}, "placement is 'striped'; expected one of 'contiguous', 'zigzag'"),

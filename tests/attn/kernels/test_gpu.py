@@ -21,7 +21,7 @@ import attn
 from attn import kernels, masks, scores
 from attn.arguments import resolve
 from attn.kernels.gpu import operations, passes, walk
-from attn.overrides import IF_NAMED
+from attn.overrides import KERNELS
 from attn.plan import plan
 from attn.spread import shares_of
 from attn.tiles import OF_KERNELS
@@ -148,7 +148,7 @@ def test_operations_are_those_that_mosaic_has():
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])
 def test_vmap_adds_lanes(mapped, monkeypatch):
     """Lanes of the kernel, of lists of tiles that differ by lane too."""
-    monkeypatch.setitem(IF_NAMED, "cpu", {"kernels": "gpu", "interpret": True})
+    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
     shapes = (2, 19, N, 8), (2, 23, K, 8), (2, 23, K, 8)
     query, key, value = (jnp.asarray(RNG.normal(size=x), jnp.float32) for x in shapes)
     ids = [jnp.asarray(np.sort(RNG.integers(0, 3, (2, n)))) for n in (19, 23)]
@@ -185,7 +185,7 @@ def first_order(options, *, lengths):
     )
     resolved = resolve(query, key, None, None, **options)
     call, context, params = plan(
-        query, key, resolved.mask, resolved.score, None, 0.0, OF_KERNELS["gpu"], None, True
+        query, key, resolved.mask, resolved.score, None, 0.0, OF_KERNELS["gpu"], None, "fused"
     )
     inputs = call.arrange(params, query, key, value, None, resolved.scale)
     taken = kernels.check(call, context, inputs, kernels="gpu", interpret=True)

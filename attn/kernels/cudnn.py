@@ -1,0 +1,270 @@
+"""The two passes of first order by cuDNN, through ``jax.nn``: attention in its plainest form.
+
+It is asked where its semantics are ours: half precision, the usual scale, nothing added to scores
+and nothing dropped, a mask that is none or causal, perhaps with a limit to the past, one number of
+queries and keys if so, and the output alone (``jax.nn`` rounds the log-sum-exp, and has no
+derivative of it). What would differ is done around it:
+
+- A NaN or infinity in a query, key, value or cotangent is taken out before and put back where it
+  belongs, as in ``attn.kernels.gpu.passes``: it would be carried into pairs that take no part.
+- The log-sum-exp is not returned; it is computed by definition where one is needed, in orders above
+  the first (``attn.blockwise``).
+- The rule of derivatives gives the backward pass a cotangent of the sums ``r`` too. In the gradient
+  of the output it is ``-sum(o do)``, which cuDNN takes as given; what it is beyond that, in orders
+  above the first, is added by one more pass, under a condition that is false otherwise.
+
+Letters: ``*B`` leading axes, N query heads, K key heads, T queries, S keys, H head width.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from attn import masks
+from attn.devices import vary, varying
+from attn.masks import Mask
+from attn.overrides import Opaque, Refused
+from attn.plan import Inputs, Plan
+from attn.tiles import KEYS, QUERIES, crop, pad
+
+WIDEST = 128
+"""Heads that it takes on every GPU that it is for; from Hopper on it takes wider ones."""
+Band = tuple[int | None, int | None]
+"""How far back and ahead a query sees; None is without a limit."""
+
+
+def band_of(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any,
+    mask: Mask | None,
+    score: Any,
+    *,
+    is_plain: bool,
+    interpret: bool,
+    is_here: bool,
+) -> Band:
+    """Returns the band that a query sees, of a call that cuDNN can take.
+
+    Args:
+      query: ``[*B, T, N, H]``; of the arrays, shapes and dtypes alone are looked at.
+      key: ``[*B, S, K, H]``.
+      value: ``[*B, S, K, V]``.
+      bias: of the scores.
+      mask: of the pairs.
+      score: changes the scores.
+      is_plain: whether scale, dropout and what is returned are as ``jax.nn`` has them by default.
+      interpret: whether XLA is to do it in the place of cuDNN, which takes any heads and dtype.
+      is_here: whether the GPU and its cuDNN are to be asked too.
+
+    Raises:
+      Refused: if it cannot.
+    """
+    if not all(isinstance(n, int) for n in (*query.shape, *key.shape)):
+        raise Refused("its sizes are symbolic", "cudnn")
+    band, width = masks.band(mask), query.shape[-1]
+    num_queries, num_keys = query.shape[-3], key.shape[-3]
+    is_half = query.dtype in ("bfloat16", "float16")
+    left, right = (None, 1) if band is None else band
+    for is_wrong, reason in (
+        (not is_plain, "it has a scale, sinks or dropout, is spread, or returns the residual"),
+        (bias is not None or score is not None, "it changes scores"),
+        (not (is_half or interpret), f"it is of {query.dtype}; products are of half precision"),
+        (width != value.shape[-1], f"its heads are {width} wide, its values {value.shape[-1]}"),
+        (
+            not interpret and (width % 8 or width > WIDEST),
+            f"its heads are {width} wide, no multiple of 8 up to {WIDEST}",
+        ),
+        (right != 0 and (left, right) != (None, None), "its mask is more than causal"),
+        (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),
+    ):
+        if is_wrong:
+            raise Refused(reason, "cudnn")
+    if is_here:
+        shapes = tuple((1, *x.shape[-3:]) for x in (query, key, value))
+        if (reason := _refusal_here(shapes, query.dtype, (left, right))) is not None:
+            raise Refused(reason, "cudnn")
+    return left, right
+
+
+@functools.cache
+def _refusal_here(shapes: tuple[tuple[int, ...], ...], dtype: Any, band: Band) -> str | None:
+    """Returns why this machine's cuDNN does not take such arrays; None if it does."""
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    try:
+        jax.eval_shape(_attention(band, interpret=False), *arrays)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _band(plan: Plan) -> Band:
+    if plan.band is None:
+        raise Refused("it was not for cuDNN where it was planned", "cudnn")
+    return plan.band
+
+
+def forward(plan: Plan, inputs: Inputs, *, interpret: bool) -> Float[Array, "*B K V G T"]:
+    """Returns the output."""
+    arrays, (bad_query, bad_key) = _finite(_given(plan, inputs))
+    output, _ = _pulled(plan, arrays, arrays[0], interpret)
+    is_bad = bad_query | _seen(plan, bad_key)
+    return _as_queries(plan, jnp.where(is_bad[..., None], jnp.nan, output))
+
+
+def backward(
+    plan: Plan,
+    inputs: Inputs,
+    d_output: Float[Array, "*B K V G T"],
+    d_sums: Float[Array, "*B K G T"],
+    *,
+    interpret: bool,
+) -> Inputs:
+    """Returns the cotangents of query, key and value; of the rest there are none."""
+    arrays, (bad_query, bad_key) = _finite(_given(plan, inputs))
+    d_output = _of_queries(plan, d_output)
+    d_sums = _of_queries(plan, d_sums[..., None, :, :])[..., 0]
+    is_bad = ~(jnp.all(jnp.isfinite(d_output), -1) & jnp.isfinite(d_sums))
+    bad_query |= is_bad | _seen(plan, bad_key)
+    d_output, d_sums = (jnp.where(jnp.isfinite(x), x, 0) for x in (d_output, d_sums))
+    output, cotangents = _pulled(plan, arrays, d_output.astype(plan.dtype), interpret)
+    products = output.astype(d_output.dtype) * d_output
+    beyond = d_sums + jnp.sum(products, -1)
+    rounding = 64 * jnp.finfo(products.dtype).eps * jnp.sum(jnp.abs(products), -1)
+
+    def with_sums(cotangents):
+        # ds += p beyond, that is dq += scale beyond sum_j p k, dk += scale sum_i p beyond q.
+        query, key, _ = arrays
+        scaled = beyond[..., None] / math.sqrt(query.shape[-1])
+        of_queries = (scaled * query).astype(plan.dtype)
+        mixed, (*_, d_key) = _pulled(plan, (query, key, key), of_queries, interpret)
+        added = scaled * mixed, d_key, jnp.zeros_like(cotangents[2])
+        return [x + y.astype(x.dtype) for x, y in zip(cotangents, added, strict=True)]
+
+    is_beyond = jnp.any(jnp.abs(beyond) > rounding)
+    cotangents = [x.astype(d_output.dtype) for x in cotangents]
+    d_query, d_key, d_value = lax.cond(is_beyond, with_sums, lambda x: x, cotangents)
+    bad_key |= _seeing(plan, bad_query)
+    d_query = jnp.where(bad_query[..., None], jnp.nan, d_query)
+    d_key, d_value = (jnp.where(bad_key[..., None], jnp.nan, x) for x in (d_key, d_value))
+    d_query = _as_queries(plan, d_query)
+    d_key, d_value = (_as_keys(plan, x) for x in (d_key, d_value))
+    return inputs._replace(query=d_query, key=d_key, value=d_value, scale=None)
+
+
+def _attention(band: Band, *, interpret: bool) -> Callable[..., Array]:
+    """Returns attention of ``[B, T, N, H]``, ``[B, S, K, H]`` and ``[B, S, K, H]``."""
+    left, right = band
+    return functools.partial(
+        jax.nn.dot_product_attention,
+        is_causal=right == 0,
+        local_window_size=None if left is None else (left, 0),
+        implementation="xla" if interpret else "cudnn",
+    )
+
+
+def _pulled(
+    plan: Plan, arrays: Sequence[Array], d_output: Array, interpret: bool
+) -> tuple[Array, list[Array]]:
+    """Returns the output and its pull of a cotangent.
+
+    Both of one pass, also where one is wanted: so XLA finds that the backward pass has in it what
+    the forward pass has computed.
+    """
+    attend = _attention(_band(plan), interpret=interpret)
+
+    def flat(*operands):
+        lanes = operands[0].shape[:-3]
+        *arrays, d_output = (jnp.reshape(x, (-1, *x.shape[-3:])) for x in operands)
+        output, pull = jax.vjp(attend, *arrays)
+        return [jnp.reshape(x, (*lanes, *x.shape[1:])) for x in (output, *pull(d_output))]
+
+    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (arrays[0], *arrays)]
+    operands = [*arrays, d_output]
+    output, *cotangents = _opaque(flat, outs)(*vary(operands, varying(operands)))
+    return output, cotangents
+
+
+def _opaque(function: Callable, outs: Sequence[jax.ShapeDtypeStruct]) -> Opaque:
+    """Returns a function of any leading axes for JAX to look into when it compiles.
+
+    ``jax.vmap`` adds another, to all operands.
+    """
+
+    def over_lanes(size, mapped):
+        def of_lanes(*operands):
+            pairs = zip(operands, mapped, strict=True)
+            lanes = (
+                x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in pairs
+            )
+            return function(*lanes)
+
+        return _opaque(of_lanes, [jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in outs])
+
+    return Opaque(function, tuple(outs), is_plain=True, over_lanes=over_lanes)
+
+
+def _given(plan: Plan, inputs: Inputs) -> list[Array]:
+    """Returns query, key and value as they were given, in the dtype that they were given in."""
+    keys = (jnp.moveaxis(crop(plan.grid, x, KEYS), -1, -3) for x in (inputs.key, inputs.value))
+    return [x.astype(plan.dtype) for x in (_of_queries(plan, inputs.query), *keys)]
+
+
+def _of_queries(plan: Plan, x: Float[Array, "*B K W G T"]) -> Float[Array, "*B T N W"]:
+    return plan.restored(jnp.swapaxes(x, -3, -2))
+
+
+def _as_queries(plan: Plan, x: Float[Array, "*B T N W"]) -> Float[Array, "*B K W G T"]:
+    x = plan.grouped(jnp.moveaxis(x.astype(jnp.promote_types(x.dtype, jnp.float32)), -3, -1))
+    return pad(plan.grid, jnp.swapaxes(x, -3, -2), QUERIES)
+
+
+def _as_keys(plan: Plan, x: Float[Array, "*B S K W"]) -> Float[Array, "*B K W S"]:
+    return pad(plan.grid, jnp.moveaxis(x, -3, -1), KEYS)
+
+
+def _finite(arrays: Sequence[Array]) -> tuple[list[Array], tuple[Array, Array]]:
+    """Returns query, key and value, what is not finite as 0, and where some was.
+
+    The first of these two is ``[*B, T, N]``; the second, ``[*B, S, K]``, is of key and value.
+    """
+    query, key, value = (~jnp.all(jnp.isfinite(x), -1) for x in arrays)
+    return [jnp.where(jnp.isfinite(x), x, 0) for x in arrays], (query, key | value)
+
+
+def _seen(plan: Plan, keys: Bool[Array, "*B S K"]) -> Bool[Array, "*B T N"]:
+    """Returns which queries see any of these keys."""
+    keys = jnp.repeat(keys, plan.num_heads // plan.num_key_heads, axis=-1)
+    if _band(plan) == (None, None):
+        length = plan.grid.num_queries
+        some = jnp.any(keys, axis=-2, keepdims=True)
+        return jnp.broadcast_to(some, (*keys.shape[:-2], length, keys.shape[-1]))
+    return _within(keys, _band(plan)[0], reverse=False)
+
+
+def _seeing(plan: Plan, queries: Bool[Array, "*B T N"]) -> Bool[Array, "*B S K"]:
+    """Returns which keys any of these queries sees."""
+    *lanes, length, _ = queries.shape
+    queries = jnp.reshape(queries, (*lanes, length, plan.num_key_heads, -1)).any(-1)
+    if _band(plan) == (None, None):
+        some = jnp.any(queries, axis=-2, keepdims=True)
+        return jnp.broadcast_to(some, (*lanes, plan.grid.num_keys, plan.num_key_heads))
+    return _within(queries, _band(plan)[0], reverse=True)
+
+
+def _within(x: Bool[Array, "*B T N"], left: int | None, *, reverse: bool) -> Bool[Array, "*B T N"]:
+    """Returns whether any of x is at a place or up to ``left`` before it; reversed, after it."""
+    axis = x.ndim - 2
+    counts = lax.cumsum(x.astype(jnp.int32), axis, reverse=reverse)
+    if left is not None and left + 1 < x.shape[axis]:
+        kept = (0, left + 1) if reverse else (left + 1, 0)
+        rest = lax.slice_in_dim(counts, kept[1], x.shape[axis] - kept[0], axis=axis)
+        counts -= jnp.pad(rest, [kept if n == axis else (0, 0) for n in range(x.ndim)])
+    return counts > 0
