@@ -9,6 +9,7 @@ of each size; a Markdown table, a row a compilation. See ``experiments.compile``
 import dataclasses
 import pathlib
 import time
+from typing import Literal
 
 import jax
 import tyro
@@ -20,6 +21,7 @@ from experiments.run import parse
 SHAPES = {
     "v5e": {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
     "v5p": {1: "2x2x1", 4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8"},
+    "v6e": {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
 }
 """The slice, by kind and number of chips."""
 CONFIG = pathlib.Path("configs/full/long_context.py")
@@ -29,11 +31,11 @@ CONFIG = pathlib.Path("configs/full/long_context.py")
 class Options:
     """What is compiled: every length on every number of chips, at 1k to 256k tokens a chip."""
 
-    kind: str = "v5p"
+    kind: Literal["v5e", "v5p", "v6e"] = "v5p"
     """Of the chips."""
     lengths: tuple[int, ...] = (8192, 65_536, 262_144, 1_048_576)
     """Tokens of a row."""
-    chips: tuple[int, ...] = (1, 4, 16, 64, 256)
+    chips: tuple[Literal[1, 4, 16, 64, 256], ...] = (1, 4, 16, 64, 256)
     """Over which they are spread."""
 
 

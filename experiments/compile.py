@@ -9,14 +9,12 @@ runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.se
 - the runs that a chip takes part in, and what they hold of its memory;
 - what it sends in a step: the collectives of the program, loops counted (``experiments.traffic``);
   where the compiler does not show it, as of v5p, those of the same step for as many chips of v5e;
-- the FLOPs of a step on a chip, of models that attend: six a parameter and token, and what
-  ``attn.explain`` says of attention;
+- the FLOPs of a step on a chip (``experiments.flops``);
 - the least time of a step, that is FLOPs over peak, the state read and written once over the
   bandwidth of memory, and bytes sent over the bandwidth of all links together. What a program takes
   is more: matrices too small for the peak, activations, one link instead of all.
 """
 
-import functools
 import math
 import os
 import pathlib
@@ -31,11 +29,10 @@ from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
-import attn
 from experiments.config import Config
 from experiments.console import describe_mesh
+from experiments.flops import flops_of
 from experiments.mesh import of_states
-from experiments.models import MIXERS
 from experiments.run import choose, members
 from experiments.runs import places_for
 from experiments.traffic import Traffic, traffic
@@ -227,8 +224,7 @@ def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled,
     of_runs = program.stacked, seeds, rates
     of_runs = jax.tree.map(placed, of_runs, of_states(places.mesh, of_runs))
     shared = jax.tree.map(lambda x: placed(x, everywhere), data)
-    params, _ = jax.eval_shape(program.init, 0)
-    flops = flops_of(config, model, params)
+    flops = flops_of(config, model, program, data)
     try:
         compiled = program.dispatch.lower(*of_runs, shared).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -242,7 +238,7 @@ def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled,
         temporary_bytes=temporary,
         traffic=None,
         steps=config.train.steps_per_dispatch,
-        flops=None if flops is None else flops * places.count / places.mesh.size,
+        flops=flops * places.count / places.mesh.size,
     )
     return found, compiled
 
@@ -277,28 +273,6 @@ def shown(x: float | None, unit: float) -> str:
     if x is None:
         return "-"
     return f"{x / unit:,.0f}" if x >= 100 * unit else f"{x / unit:.3g}"
-
-
-def flops_of(config: Config, model: str, params: Any) -> float | None:
-    """Returns the FLOPs of a training step of one run; None of models that do not attend.
-
-    A parameter of a matrix is multiplied with every token, twice more in the backward pass; the
-    embedding, as what it is multiplied with, with every answer.
-    """
-    settings, task, rows = config.model_of(model), config.task, config.train.batch_size
-    if not MIXERS[settings.mixer].has_weights:
-        return None
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    matrices = sum(x.size for path, x in leaves if "kernel" in jax.tree_util.keystr(path[-1:]))
-    heads = settings.num_heads, settings.width // settings.num_heads
-    x = jax.ShapeDtypeStruct((rows, task.length, *heads), settings.dtype)
-    reach = MIXERS[settings.mixer].reach(settings)
-    window = None if reach is None else (reach, 0)
-    attended = attn.explain(x, x, x, is_causal=True, local_window_size=window).gradient.flops
-    sample = functools.partial(task.sample, batch_size=rows)
-    answers = jax.eval_shape(sample, jax.random.key(0), data=task.load("train")).targets.size
-    logits = answers * settings.width * (task.num_classes or 1)
-    return 6 * (matrices * rows * task.length + logits) + settings.num_layers * attended
 
 
 if __name__ == "__main__":

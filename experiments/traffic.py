@@ -29,6 +29,9 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _DEVICES = re.compile(r"^HloModule .*num_partitions=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]<=|\{\{([\d,]+)\})")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}")
+_AXIS = re.compile(r"'([^']+)'=(\d+)")
+_AXIS_OF_GROUP = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
@@ -97,9 +100,7 @@ def _of_line(line: str, of: Callable[[str], Traffic], devices: int) -> Traffic:
     result, operation = found.groups()
     name = operation.removesuffix("-start")
     if name in SENT:
-        groups = _GROUPS.search(line)
-        if groups is not None:
-            devices = int(groups[1]) if groups[1] else len(groups[2].split(","))
+        devices = _group_size(line) or devices
         if operation != name != "all-reduce":  # Of what has begun: operands, results, and more.
             result = _parts(result)[1]
         return Traffic(Counter({name: 1}), Counter({name: _size(result) * SENT[name](devices)}))
@@ -108,6 +109,19 @@ def _of_line(line: str, of: Callable[[str], Traffic], devices: int) -> Traffic:
         names = [x.strip().lstrip("%") for pair in groups for x in ",".join(pair).split(",") if x]
         return max((of(x) for x in names if x), key=lambda x: x.total)
     return _sum([of(x) for x in _CALLED.findall(line)])
+
+
+def _group_size(line: str) -> int | None:
+    """Returns how many devices take part in one collective; None if the line does not say.
+
+    They are listed, or are those along some axes of a mesh, of an axis perhaps a part.
+    """
+    if (found := _GROUPS.search(line)) is not None:
+        return int(found[1]) if found[1] else len(found[2].split(","))
+    if (found := _MESH_GROUPS.search(line)) is None:
+        return None
+    sizes = dict(_AXIS.findall(found[1]))
+    return math.prod(int(part or sizes[name]) for name, part in _AXIS_OF_GROUP.findall(found[2]))
 
 
 def _times(x: Traffic, trips: int) -> Traffic:

@@ -107,3 +107,40 @@ def test_operations_that_begin_and_end():
     found = traffic(AS_FOR_TPU)
     assert found.bytes["all-gather"] == (24 + 4 * 4) * 3 / 4
     assert found.bytes["all-reduce"] == 6 * 2 + 8
+
+
+@pytest.mark.parametrize(
+    ("cut", "whole", "devices"),
+    [(("a", "b"), ("a", None), 2), ((None, ("a", "b")), (None, None), 4), ((None, "c"), (), 2)],
+)
+def test_what_xla_divides_over_some_axes_of_a_mesh(cut, whole, devices):
+    """A product summed over them: its text names axes where a program of ``shard_map`` lists."""
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), (AxisType.Auto,) * 3)
+    x = jax.ShapeDtypeStruct((8, 16), np.float32, sharding=jax.NamedSharding(mesh, P(*cut)))
+    y = jax.ShapeDtypeStruct((16, 8), np.float32, sharding=jax.NamedSharding(mesh, P(cut[1])))
+    product = jax.jit(jnp.matmul, out_shardings=jax.NamedSharding(mesh, P(*whole)))
+    found = traffic(product.lower(x, y).compile().as_text())
+    size = 4 * 8 * 8 // (2 if cut[0] else 1)
+    assert dict(found.count) == {"all-reduce": 1}
+    assert found.bytes["all-reduce"] == 2 * size * (devices - 1) / devices
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,2,2]T(0,2,1)", 2),
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
+        ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,2,2]T(1,0,2)) {'b'}", 4),
+        ("mesh['a'=2,'b'=4], device_ids=([2,2,2]T(0,2,1)) {'b':(2)2}", 2),
+        ("mesh['a'=2,'b'=8] {'a','b':(1)4}", 8),
+    ],
+)
+def test_how_xla_writes_who_takes_part(groups, devices):
+    line = f"  %y = f32[12]{{0}} all-gather(%x), replica_groups={groups}, dimensions={{0}}"
+    program = (
+        f"HloModule m, num_partitions=16\n\nENTRY %main (x: f32[4]) -> f32[12] {{\n{line}\n}}\n"
+    )
+    assert traffic(program).total == 48 * (devices - 1) / devices
