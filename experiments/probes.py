@@ -8,7 +8,7 @@ convolution carries it: its *span*.
 import base64
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,14 +48,15 @@ class Spans(NamedTuple):
 
 
 def probe(
-    config: Config, model: str, runs: Sequence[tuple[Any, Any]], questions: Questions
+    config: Config, model: str, runs: Iterable[tuple[Any, Any]], questions: Questions
 ) -> list[dict[str, Any]]:
     """Returns what is seen inside each run of a model, on the same rows; whole maps of the first.
 
     Args:
       config: of the runs.
       model: one of ``config.models``.
-      runs: of each the parameters in the end, and those before the first step.
+      runs: of each the parameters in the end, and those before the first step; taken one after
+        the other, and none where there are no rows to probe.
       questions: of the config.
     """
     if config.evaluate.num_probe_rows == 0:
@@ -296,6 +297,7 @@ def cost(config: Config, model: str, params: Any, questions: Questions) -> list[
     """
     decoder: Decoder = build_decoder(config.task, config.model_of(model))
     found = []
+    params = jax.device_put(params) if config.evaluate.cost_lengths else params
     for length in config.evaluate.cost_lengths:
         task = config.task.with_length(length)
         batch = task.sample(jax.random.key(0), COST_ROWS, questions.data["test"])

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -228,12 +227,15 @@ def evaluate(
     ]
     good = [i for i in range(num_runs) if statuses[i] != Status.DIVERGED]
     settings, params = config.model_of(model), fetch(state.params)
-    trained = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), params) for i in good]
-    initial = [program.init(stage.runs[i].seed)[0] for i in good]
-    inside = probes.probe(config, model, list(zip(trained, initial, strict=True)), questions)
+
+    def trained(i: int) -> Any:
+        return jax.tree.map(lambda x: x[i], params)
+
+    ends = (jax.device_put((trained(i), program.init(stage.runs[i].seed)[0])) for i in good)
+    inside = probes.probe(config, model, ends, questions)
     evaluation = {
         "model": model,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained[0])),
+        "parameters": sum(x.size for x in jax.tree.leaves(trained(0))),
         "state_bytes": state_bytes(settings, config.task.length),
         "reach": receptive_field(settings),
         "learning_rate": stage.runs[0].learning_rate,
@@ -242,4 +244,4 @@ def evaluate(
             {"seed": stage.runs[i].seed, **seen} for i, seen in zip(good, inside, strict=False)
         ],
     }
-    return evaluation, probes.cost(config, model, trained[0], questions)
+    return evaluation, probes.cost(config, model, trained(good[0]), questions)

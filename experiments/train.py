@@ -205,15 +205,26 @@ def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data
 
 
 def initial_state(program: Program, runs: Sequence[Run]) -> TrainState:
-    """Returns the states before the first step; models of the same shape start from the same."""
+    """Returns the states before the first step; models of the same shape start from the same.
+
+    They are drawn on the host: a state need not fit into one device.
+    """
     count = program.places.count
-    of_runs = [program.init(run.seed) for run in runs]
+    with jax.default_device(_host()):
+        of_runs = [program.init(run.seed) for run in runs]
     of_places = of_runs + of_runs[-1:] * (count - len(runs))
     status: Any = np.where(np.arange(count) < len(runs), Status.RUNNING, Status.FINISHED)
     stacked = jax.tree.map(lambda *places: np.stack(places), *of_places)
     steps: Any = np.zeros(count, np.int32)
     state = TrainState(steps, status.astype(np.int32), *stacked)
     return jax.device_put(state, of_states(program.places.mesh, state))
+
+
+def _host() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX has been told of another platform alone.
+        return None
 
 
 def train(

@@ -168,6 +168,17 @@ def test_models_of_one_shape_start_from_the_same_parameters():
     assert_same(attention, window)
 
 
+def test_states_are_drawn_on_the_host():
+    program, devices = program_of(CONFIG, "attention", 1), []
+
+    def init(seed):
+        devices.append(jax.config.values["jax_default_device"])
+        return program.init(seed)
+
+    initial_state(program._replace(init=init), RUNS[:1])
+    assert [device.platform for device in devices] == ["cpu"]
+
+
 def test_answers_that_were_not_asked_weigh_nothing():
     config = dataclasses.replace(CONFIG, task=StringCopy(max_characters=5))
     program = program_of(config, "attention", 1)
