@@ -18,10 +18,10 @@ IDS = np.sort(RNG.integers(0, 3, (3, 2, 19)), axis=-1)
 LENGTHS = np.array([5, 9, 19])
 
 
-def loss(fused, x, key, cap, ids, length):
+def loss(named, x, key, cap, ids, length):
     mask = masks.Causal() & masks.Segments(ids) & masks.Prefix(length)
     score, sides = scores.SoftCap(cap), TileSizes(8, 8)
-    options = {"scale": 0.4, "score": score, "sides": sides, "fused": fused}
+    options = {"scale": 0.4, "score": score, "sides": sides, "named": named}
     output, _ = blockwise_attention(x, key[..., ::2, :], key[..., ::2, :], None, mask, **options)
     return jnp.sum(jnp.sin(output))
 
@@ -36,11 +36,13 @@ def test_vmap_of_the_gradient_and_gradient_of_vmap(mapped):
     ]
     axes = [0 if flag else None for flag in is_mapped]
 
-    def both(fused, *given):
-        one = functools.partial(loss, fused)
+    def both(named, *given):
+        one = functools.partial(loss, named)
         of_each = jax.vmap(jax.grad(one, (0, 1, 2)), axes)(*given)
         of_all = jax.grad(lambda *x: jnp.sum(jax.vmap(one, axes)(*x)), (0, 1, 2))(*given)
         return of_each, of_all
 
-    actual, expected = (jit(functools.partial(both, fused))(*given) for fused in (True, False))
+    actual, expected = (
+        jit(functools.partial(both, named))(*given) for named in ("fused", "blockwise")
+    )
     assert_close(actual, expected, rtol=1e-4, atol=1e-5)
