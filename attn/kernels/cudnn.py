@@ -5,8 +5,9 @@ and nothing dropped, a mask that is none or causal, perhaps with a limit to the 
 queries and keys if so, and the output alone (``jax.nn`` rounds the log-sum-exp, and has no
 derivative of it). What would differ is done around it:
 
-- A NaN or infinity in a query, key, value or cotangent is taken out before and put back where it
-  belongs, as in ``attn.kernels.gpu.passes``: it would be carried into pairs that take no part.
+- Under a mask, a NaN or infinity in a query, key, value or cotangent is taken out before and put
+  back where it belongs, as in ``attn.kernels.gpu.passes``: it would be carried into pairs that take
+  no part.
 - The log-sum-exp is not returned; it is computed by definition where one is needed, in orders above
   the first (``attn.blockwise``).
 - The rule of derivatives gives the backward pass a cotangent of the sums ``r`` too. In the gradient
@@ -113,10 +114,12 @@ def _band(plan: Plan) -> Band:
 
 def forward(plan: Plan, inputs: Inputs, *, interpret: bool) -> Float[Array, "*B K V G T"]:
     """Returns the output."""
-    arrays, (bad_query, bad_key) = _finite(_given(plan, inputs))
+    arrays, bad = _finite(plan, _given(plan, inputs))
     output, _ = _pulled(plan, arrays, arrays[0], interpret)
-    is_bad = bad_query | _seen(plan, bad_key)
-    return _as_queries(plan, jnp.where(is_bad[..., None], jnp.nan, output))
+    if bad is not None:
+        bad_query, bad_key = bad
+        output = _marked(output, bad_query | _seen(plan, bad_key))
+    return _as_queries(plan, output)
 
 
 def backward(
@@ -128,12 +131,15 @@ def backward(
     interpret: bool,
 ) -> Inputs:
     """Returns the cotangents of query, key and value; of the rest there are none."""
-    arrays, (bad_query, bad_key) = _finite(_given(plan, inputs))
+    arrays, bad = _finite(plan, _given(plan, inputs))
     d_output = _of_queries(plan, d_output)
     d_sums = _of_queries(plan, d_sums[..., None, :, :])[..., 0]
-    is_bad = ~(jnp.all(jnp.isfinite(d_output), -1) & jnp.isfinite(d_sums))
-    bad_query |= is_bad | _seen(plan, bad_key)
-    d_output, d_sums = (jnp.where(jnp.isfinite(x), x, 0) for x in (d_output, d_sums))
+    if bad is not None:
+        bad_query, bad_key = bad
+        is_bad = ~(jnp.all(jnp.isfinite(d_output), -1) & jnp.isfinite(d_sums))
+        bad_query |= is_bad | _seen(plan, bad_key)
+        bad = bad_query, bad_key | _seeing(plan, bad_query)
+        d_output, d_sums = (jnp.where(jnp.isfinite(x), x, 0) for x in (d_output, d_sums))
     output, cotangents = _pulled(plan, arrays, d_output.astype(plan.dtype), interpret)
     products = output.astype(d_output.dtype) * d_output
     beyond = d_sums + jnp.sum(products, -1)
@@ -148,12 +154,12 @@ def backward(
         added = scaled * mixed, d_key, jnp.zeros_like(cotangents[2])
         return [x + y.astype(x.dtype) for x, y in zip(cotangents, added, strict=True)]
 
-    is_beyond = jnp.any(jnp.abs(beyond) > rounding)
+    is_beyond = ~jnp.all(jnp.abs(beyond) <= rounding)  # Also if it is NaN.
     cotangents = [x.astype(d_output.dtype) for x in cotangents]
     d_query, d_key, d_value = lax.cond(is_beyond, with_sums, lambda x: x, cotangents)
-    bad_key |= _seeing(plan, bad_query)
-    d_query = jnp.where(bad_query[..., None], jnp.nan, d_query)
-    d_key, d_value = (jnp.where(bad_key[..., None], jnp.nan, x) for x in (d_key, d_value))
+    if bad is not None:
+        d_query = _marked(d_query, bad[0])
+        d_key, d_value = (_marked(x, bad[1]) for x in (d_key, d_value))
     d_query = _as_queries(plan, d_query)
     d_key, d_value = (_as_keys(plan, x) for x in (d_key, d_value))
     return inputs._replace(query=d_query, key=d_key, value=d_value, scale=None)
@@ -230,32 +236,34 @@ def _as_keys(plan: Plan, x: Float[Array, "*B S K W"]) -> Float[Array, "*B K W S"
     return pad(plan.grid, jnp.moveaxis(x, -3, -1), KEYS)
 
 
-def _finite(arrays: Sequence[Array]) -> tuple[list[Array], tuple[Array, Array]]:
+def _finite(
+    plan: Plan, arrays: list[Array]
+) -> tuple[list[Array], tuple[Bool[Array, "*B T N"], Bool[Array, "*B S K"]] | None]:
     """Returns query, key and value, what is not finite as 0, and where some was.
 
-    The first of these two is ``[*B, T, N]``; the second, ``[*B, S, K]``, is of key and value.
+    That is of queries, and of key and value together; None, and the arrays as they are, where all
+    depends on all.
     """
+    if _band(plan) == (None, None):
+        return arrays, None
     query, key, value = (~jnp.all(jnp.isfinite(x), -1) for x in arrays)
     return [jnp.where(jnp.isfinite(x), x, 0) for x in arrays], (query, key | value)
 
 
+def _marked(x: Float[Array, "*B T N W"], is_bad: Bool[Array, "*B T N"]) -> Array:
+    return jnp.where(is_bad[..., None], jnp.nan, x)
+
+
 def _seen(plan: Plan, keys: Bool[Array, "*B S K"]) -> Bool[Array, "*B T N"]:
-    """Returns which queries see any of these keys."""
+    """Returns which queries see any of these keys, under a mask."""
     keys = jnp.repeat(keys, plan.num_heads // plan.num_key_heads, axis=-1)
-    if _band(plan) == (None, None):
-        length = plan.grid.num_queries
-        some = jnp.any(keys, axis=-2, keepdims=True)
-        return jnp.broadcast_to(some, (*keys.shape[:-2], length, keys.shape[-1]))
     return _within(keys, _band(plan)[0], reverse=False)
 
 
 def _seeing(plan: Plan, queries: Bool[Array, "*B T N"]) -> Bool[Array, "*B S K"]:
-    """Returns which keys any of these queries sees."""
+    """Returns which keys any of these queries sees, under a mask."""
     *lanes, length, _ = queries.shape
     queries = jnp.reshape(queries, (*lanes, length, plan.num_key_heads, -1)).any(-1)
-    if _band(plan) == (None, None):
-        some = jnp.any(queries, axis=-2, keepdims=True)
-        return jnp.broadcast_to(some, (*lanes, plan.grid.num_keys, plan.num_key_heads))
     return _within(queries, _band(plan)[0], reverse=True)
 
 
