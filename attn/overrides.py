@@ -33,7 +33,7 @@ KERNELS: dict[str | None, dict[str, dict[str, Any]]] = {
     "cudnn": {"cuda": {"kernels": "cudnn", "interpret": False}},
 }
 """By the implementation that is named, or None: on which platforms kernels run, which of
-``attn.kernels``, and how. Those for GPU wait to be named until they have been on one."""
+``attn.kernels``, and how. Pallas's for GPU wait to be named until they have been on one."""
 
 
 def options_of(backend: str, name: str | None) -> dict[str, Any] | None:
