@@ -41,6 +41,8 @@ class Figure(NamedTuple):
     of_what: str
     interval: tuple[float, float]
     again: float
+    same_rate: bool
+    """Whether both searches chose one learning rate, of what it is a difference from too."""
 
     @property
     def is_inside(self) -> bool:
@@ -54,8 +56,6 @@ class Repeated(NamedTuple):
 
     run: str
     model: str
-    same_rate: bool
-    """Whether both searches chose one learning rate."""
     figures: list[Figure]
 
 
@@ -67,17 +67,24 @@ def compare(first: Results, again: Results) -> Iterator[Repeated]:
     """
     _check(first, again)
     for model in (m for m in first.models if m in again.models):
-        rates = {results.evaluations[model]["learning_rate"] for results in (first, again)}
-        yield Repeated(first.name, model, len(rates) == 1, [*_figures(first, again, model)])
+        yield Repeated(first.name, model, [*_figures(first, again, model)])
+
+
+def _same_rate(first: Results, again: Results, *models: str) -> bool:
+    return all(
+        first.evaluations[model]["learning_rate"] == again.evaluations[model]["learning_rate"]
+        for model in models
+    )
 
 
 def _figures(first: Results, again: Results, model: str) -> Iterator[Figure]:
     interval = statistics.repeated_successes(*first.success(model)[:2])
-    yield Figure("successes", "", interval, again.success(model).successes)
+    same_rate = _same_rate(first, again, model)
+    yield Figure("successes", "", interval, again.success(model).successes, same_rate)
     for length in first.lengths:
         for metric in ("accuracy", "loss"):
             (_, interval), (mean, _) = (x.mean(model, metric, length) for x in (first, again))
-            yield Figure(metric, f"at {length:,}", interval, mean)
+            yield Figure(metric, f"at {length:,}", interval, mean, same_rate)
     rival = first.rival(model)
     if rival is None or rival not in again.models:
         return
@@ -86,7 +93,8 @@ def _figures(first: Results, again: Results, model: str) -> Iterator[Figure]:
             statistics.paired_differences(x.scores(model, metric), x.scores(rival, metric))
             for x in (first, again)
         )
-        yield Figure("difference", f"of {metric} from {rival}", expected.interval, found.mean)
+        what, same_rate = f"of {metric} from {rival}", _same_rate(first, again, model, rival)
+        yield Figure("difference", what, expected.interval, found.mean, same_rate)
 
 
 def _check(first: Results, again: Results) -> None:
@@ -109,8 +117,8 @@ def summary(found: list[Repeated]) -> Table:
         table.add_column(name, justify="left" if name in ("run", "rate") else "right")
     for run in (*dict.fromkeys(x.run for x in found), "all"):
         for same_rate in (True, False):
-            of_run = [x for x in found if run in (x.run, "all") and x.same_rate == same_rate]
-            every = [figure for x in of_run for figure in x.figures]
+            of_run = [x for of in found if run in (of.run, "all") for x in of.figures]
+            every = [x for x in of_run if x.same_rate == same_rate]
             of_kinds = [[x.is_inside for x in every if x.kind == kind] for kind in KINDS]
             if every:
                 cells = (f"{sum(inside)} of {len(inside)}" for inside in of_kinds)
@@ -120,11 +128,11 @@ def summary(found: list[Repeated]) -> Table:
 
 def outside(found: list[Repeated]) -> Iterator[str]:
     """Yields a line for each figure that fell elsewhere."""
-    for run, model, same_rate, every in found:
+    for run, model, every in found:
         for x in every:
             if not x.is_inside:
                 what = " ".join((x.kind, x.of_what)).rstrip()
-                rate = "" if same_rate else ", at another rate"
+                rate = "" if x.same_rate else ", at another rate"
                 expected = words.interval(x.interval)
                 yield f"{run}: {model}: {what} is {x.again:.4g}, expected in {expected}{rate}"
 

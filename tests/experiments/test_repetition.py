@@ -25,7 +25,8 @@ def pair(tmp_path, accuracies, **changes):
 def test_every_figure_is_that_of_the_page(tmp_path):
     first, again = map(Results.load, pair(tmp_path, LIKE))
     attention, window = compare(first, again)
-    assert (attention.run, attention.model, attention.same_rate) == ("induction", "attention", True)
+    assert (attention.run, attention.model) == ("induction", "attention")
+    assert all(figure.same_rate for x in (attention, window) for figure in x.figures)
     kinds = ["successes", *["accuracy", "loss"] * 2]
     assert [figure.kind for figure in attention.figures] == kinds
     assert [figure.kind for figure in window.figures] == [*kinds, "difference", "difference"]
@@ -63,6 +64,15 @@ def test_a_model_at_another_rate_is_counted_apart(tmp_path, capsys):
     assert all(line.endswith(", at another rate") for line in lines)
     assert " ".join(same.split()) == "induction same 1 of 1 2 of 2 2 of 2 0 of 0"
     assert " ".join(another.split()) == "induction another 1 of 1 0 of 2 0 of 2 0 of 2"
+
+
+def test_a_difference_is_of_two_rates(tmp_path):
+    first, again = pair(tmp_path, LIKE)
+    path = again.path / "attention" / "evaluation.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.001'))
+    attention, window = compare(*map(Results.load, (first, again)))
+    assert not any(figure.same_rate for figure in attention.figures)
+    assert [x.same_rate for x in window.figures] == [x.kind != "difference" for x in window.figures]
 
 
 def test_what_only_one_has_is_left_out(tmp_path, capsys):
