@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, UInt32
 
 from attn import kernels, softmax_state
 from attn.devices import vary, varying
+from attn.kernels.cudnn import Asked
 from attn.masks import Mask
 from attn.overrides import Kernel, Opaque, Pull, options_of
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
@@ -53,7 +54,7 @@ def blockwise_attention(
     sides: TileSizes | None = None,
     spread: Ring | Heads | None = None,
     named: str | None = "blockwise",
-    is_plain: bool = False,
+    is_basic: bool = False,
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
@@ -77,14 +78,14 @@ def blockwise_attention(
         share, and bias its rows of all columns. Masks, scores and dropout are of the whole.
       named: whose kernels run the two passes of first order, or the call fails; None is where
         the platform has some (``attn.overrides``), and they can take the call.
-      is_plain: whether the scale is the usual one, and the output all that is asked for.
+      is_basic: whether the scale is the usual one, and the output all that is asked for.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
     dropped = dropout_seed, dropout_rate
-    is_plain &= dropout_seed is None and spread is None
-    band = kernels.band_of(query, key, value, bias, mask, score, named=named, is_plain=is_plain)
+    is_basic &= dropout_seed is None and spread is None
+    band = kernels.band_of(Asked(query, key, value, bias, mask, score, is_basic), named)
     call, context, params = plan(query, key, mask, score, *dropped, sides, spread, named, band)
     return attend(call, context, params, query, key, value, bias, scale)
 

@@ -155,8 +155,8 @@ def dot_product_attention(
         score_params=score_params,
     )
     resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
-    is_plain = scale is None and logits is None and not return_residual
-    output, lse = run(implementation, query, key, value, resolved, is_plain=is_plain)
+    is_basic = scale is None and logits is None and not return_residual
+    output, lse = run(implementation, query, key, value, resolved, is_basic=is_basic)
     if logits is not None:
         output, lse = softmax_state.with_sink(output, lse, logits)
     output = output.astype(query.dtype)
@@ -170,17 +170,17 @@ def run(
     value: Array,
     resolved: Resolved,
     *,
-    is_plain: bool = False,
+    is_basic: bool = False,
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp in the dtype of the computation.
 
-    Of a call that is plain, the output at the usual scale is all that is asked for; what is
+    Of a call that is basic, the output at the usual scale is all that is asked for; what is
     returned beside it may be anything.
     """
     name = chosen(implementation)
     attend = functools.partial(IMPLEMENTATIONS[name], dropout_rate=resolved.dropout_rate)
     if name in (None, "cudnn"):
-        attend = functools.partial(attend, is_plain=is_plain)
+        attend = functools.partial(attend, is_basic=is_basic)
     arrays = query, key, value, *resolved[:-1]
     arrays = devices.vary(arrays, devices.varying(arrays))
     return devices.automatic(attend, query, query.ndim - 1, *arrays)

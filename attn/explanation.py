@@ -18,14 +18,12 @@ from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
-from attn.overrides import KERNELS, Refused, options_of
+from attn.overrides import KERNELS, Refused, options_of, usual_of
 from attn.plan import Context, Plan, plan
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
 _NAMED = ("cpu", "gpu", "tpu")
 """Platforms that a caller may name."""
-_KINDS = ("fused", "cudnn")
-"""Implementations that are kernels."""
 
 
 class Cost(NamedTuple):
@@ -112,12 +110,13 @@ def explain(
         arguments.check_choice("platform", platform, _NAMED)
     platform = platform or jax.default_backend()
     arrays = query, key, value, shapes[3]
-    refusals = {kind: _refusal(kind, named, platform, arrays, resolved, options) for kind in _KINDS}
+    refusals = {
+        kind: _refusal(kind, named, platform, arrays, resolved, options) for kind in KERNELS
+    }
     if named is not None and refusals.get(named):
         raise Refused(str(refusals[named]), named)
-    usual = (options_of(platform, None) or {}).get("kernels")
-    default = {"cudnn": "cudnn", None: "blockwise"}.get(usual, "fused")
-    default = "blockwise" if refusals.get(default) else default
+    usual = usual_of(platform)
+    default = "blockwise" if refusals.get(usual) else usual
     name = named or default
     refused = {
         "fused": refusals["fused"]
@@ -168,11 +167,11 @@ def _refusal(
         return f"its kernels are for {places}; this is {platform}"
     query, key, value, bias = arrays
     if how["kernels"] == "cudnn":
-        is_plain, is_here = options.get("scale") is None, platform == jax.default_backend()
-        of_band = query, key, value, bias, resolved.mask, resolved.score
-        settings = {"interpret": False, "is_here": is_here}
+        is_basic, is_here = options.get("scale") is None, platform == jax.default_backend()
+        changes = bias, resolved.mask, resolved.score
+        asked = kernels.cudnn.Asked(query, key, value, *changes, is_basic)
         try:
-            kernels.cudnn.band_of(*of_band, is_plain=is_plain, **settings)
+            kernels.cudnn.band_of(asked, interpret=how["interpret"], is_here=is_here)
         except Refused as refusal:
             return refusal.reason
         return None
@@ -185,7 +184,7 @@ def _refusal(
         kernels.check(call, context, inputs, **how)
 
     try:
-        jax.eval_shape(check, query, key, value, bias)
+        jax.eval_shape(check, *arrays)
     except Refused as refusal:
         return refusal.reason
     return None

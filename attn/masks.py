@@ -109,19 +109,6 @@ class Window(Mask):
         return "Causal(" + shown.removeprefix("Window(right=0").removeprefix(", ")
 
 
-def band(mask: Mask | None) -> tuple[int | None, int | None] | None:
-    """Returns how far before and after its own position a query sees, if that is all of the mask.
-
-    None in the place of a number is no limit, and of both that it is more than such a band.
-    """
-    if mask is None:
-        return None, None
-    if isinstance(mask, Window):
-        return mask.reach() if isinstance(mask.offset, int) else None
-    is_band = isinstance(mask, And) and None not in (band(mask.left), band(mask.right))
-    return mask.reach() if is_band else None
-
-
 def Causal(offset: Int[Array, "*B"] | int = 0) -> Window:
     """Query i sees keys ``j <= i + offset``: itself and its past."""
     return Window(left=None, right=0, offset=offset)

@@ -4,7 +4,7 @@ What a kernel computes is defined without it, by operations that JAX can do ever
 kernel is another way to run it, chosen when a program is compiled and its platform is known; rules
 of derivatives and of batching never see it. It may refuse a call, and then the definition runs.
 
-A platform and its kernels are one line in ``KERNELS``.
+A platform and its kernels are one line in ``KERNELS``, and one in ``USUAL`` if they run unasked.
 """
 
 import functools
@@ -20,11 +20,7 @@ from jax.sharding import AbstractMesh
 
 from attn.devices import abstract
 
-KERNELS: dict[str | None, dict[str, dict[str, Any]]] = {
-    None: {
-        "tpu": {"kernels": "tpu", "interpret": False},
-        "cuda": {"kernels": "cudnn", "interpret": False},
-    },
+KERNELS: dict[str, dict[str, dict[str, Any]]] = {
     "fused": {
         "tpu": {"kernels": "tpu", "interpret": False},
         "cuda": {"kernels": "gpu", "interpret": False},
@@ -32,22 +28,30 @@ KERNELS: dict[str | None, dict[str, dict[str, Any]]] = {
     },
     "cudnn": {"cuda": {"kernels": "cudnn", "interpret": False}},
 }
-"""By the implementation that is named, or None: on which platforms kernels run, which of
-``attn.kernels``, and how. Pallas's for GPU wait to be named until they have been on one."""
+"""By implementation: on which platforms its kernels run, which of ``attn.kernels``, and how."""
+USUAL = {"tpu": "fused", "cuda": "cudnn"}
+"""Which of them run where nothing is named, by platform. Pallas's for GPU wait to be named until
+they have been on one."""
 
 
-def options_of(backend: str, name: str | None) -> dict[str, Any] | None:
+def usual_of(platform: str) -> str:
+    """Returns the implementation that runs on a platform if it takes the call and none is named."""
+    return USUAL.get(_of_jax(platform), "blockwise")
+
+
+def options_of(platform: str, name: str | None) -> dict[str, Any] | None:
     """Returns which kernels run on a platform, and how; None if none do.
 
     Args:
-      backend: as ``jax.default_backend`` names it.
-      name: of the implementation, or None.
+      platform: as ``jax.default_backend`` names it, or as lowering does.
+      name: of the implementation, or None for the usual one.
     """
-    return _options("cuda" if backend == "gpu" else backend, name)
+    name = usual_of(platform) if name is None else name
+    return KERNELS.get(name, {}).get(_of_jax(platform))
 
 
-def _options(platform: str, name: str | None) -> dict[str, Any] | None:
-    return KERNELS.get(name, {}).get(platform)
+def _of_jax(platform: str) -> str:
+    return "cuda" if platform == "gpu" else platform
 
 
 class Refused(ValueError):
@@ -233,7 +237,7 @@ def _options_of(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
     """Returns how a kernel is called; None if it is not."""
     if kernel is None:
         return None
-    options = _options(platform, kernel.name)
+    options = options_of(platform, kernel.name)
     if options is None and kernel.name is not None:
         raise NotImplementedError(
             f"implementation is {kernel.name!r}: there is no kernel for {platform}"

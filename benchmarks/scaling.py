@@ -21,8 +21,8 @@ from experiments.run import parse
 SHAPES = {
     "v5e": {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
     "v5p": {1: "2x2x1", 4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8"},
-    "v6e": {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
 }
+SHAPES["v6e"] = SHAPES["v5e"]
 """The slice, by kind and number of chips."""
 CONFIG = pathlib.Path("configs/full/long_context.py")
 

@@ -86,8 +86,8 @@ class Compiled(NamedTuple):
     """What it sends in a dispatch; None where that is not known."""
     steps: int
     """Of a dispatch."""
-    flops: float | None
-    """Of a step; None where it is not known."""
+    flops: float
+    """Of a step."""
 
     @property
     def bytes(self) -> int:
@@ -99,12 +99,12 @@ class Compiled(NamedTuple):
         """What it sends in a step."""
         return None if self.traffic is None else self.traffic.total / self.steps
 
-    def least_seconds(self, chip: Chip) -> tuple[float | None, float, float | None]:
+    def least_seconds(self, chip: Chip) -> tuple[float, float, float | None]:
         """Returns what a step takes at least for its products, for memory and for links."""
         return (
-            _over(self.flops, chip.flops),
+            self.flops / chip.flops,
             2 * self.argument_bytes / chip.memory,
-            _over(self.sent_bytes, chip.links),
+            None if self.sent_bytes is None else self.sent_bytes / chip.links,
         )
 
 
@@ -262,10 +262,6 @@ def _traffic_of(compiled: Any) -> Traffic | None:
         return traffic(compiled.as_text())
     except jax.errors.JaxRuntimeError:  # Some programs its own reader refuses.
         return None
-
-
-def _over(amount: float | None, rate: float) -> float | None:
-    return None if amount is None else amount / rate
 
 
 def shown(x: float | None, unit: float) -> str:

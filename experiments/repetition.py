@@ -17,6 +17,7 @@ the second search may choose another rate, and those models are counted apart. S
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -34,67 +35,65 @@ from experiments.results import Results
 KINDS = ("successes", "accuracy", "loss", "difference")
 
 
-class Figure(NamedTuple):
-    """A figure of one model: where the first runs said that it would fall, and where it fell."""
+class Prediction(NamedTuple):
+    """Where the first run said that a figure would fall, and where it fell."""
 
+    run: str
+    model: str
     kind: str
+    """One of ``KINDS``."""
     of_what: str
-    interval: tuple[float, float]
-    again: float
     same_rate: bool
     """Whether both searches chose one learning rate, of what it is a difference from too."""
+    interval: tuple[float, float]
+    found: float
 
     @property
     def is_inside(self) -> bool:
         """Whether it fell there."""
         low, high = self.interval
-        return low <= self.again <= high
+        return low <= self.found <= high
+
+    def __str__(self) -> str:
+        what = " ".join((self.kind, self.of_what)).rstrip()
+        rate = "" if self.same_rate else ", at another rate"
+        expected = words.interval(self.interval)
+        return f"{self.run}: {self.model}: {what} is {self.found:.4g}, expected in {expected}{rate}"
 
 
-class Repeated(NamedTuple):
-    """The figures of a model of a run."""
-
-    run: str
-    model: str
-    figures: list[Figure]
-
-
-def compare(first: Results, again: Results) -> Iterator[Repeated]:
+def compare(first: Results, again: Results) -> Iterator[Prediction]:
     """Yields the figures of each model that two runs of one config both have.
 
     Raises:
       ValueError: if the configs differ in more than seed, models and claim, or seeds are shared.
     """
     _check(first, again)
+    both = first, again
+
+    def have_same_rate(*models: str) -> bool:
+        rates = ([x.evaluations[m]["learning_rate"] for m in models] for x in both)
+        return next(rates) == next(rates)
+
     for model in (m for m in first.models if m in again.models):
-        yield Repeated(first.name, model, [*_figures(first, again, model)])
-
-
-def _same_rate(first: Results, again: Results, *models: str) -> bool:
-    return all(
-        first.evaluations[model]["learning_rate"] == again.evaluations[model]["learning_rate"]
-        for model in models
-    )
-
-
-def _figures(first: Results, again: Results, model: str) -> Iterator[Figure]:
-    interval = statistics.repeated_successes(*first.success(model)[:2])
-    same_rate = _same_rate(first, again, model)
-    yield Figure("successes", "", interval, again.success(model).successes, same_rate)
-    for length in first.lengths:
+        of_model = functools.partial(Prediction, first.name, model)
+        same_rate = have_same_rate(model)
+        interval = statistics.repeated_successes(*first.success(model)[:2])
+        yield of_model("successes", "", same_rate, interval, again.success(model).successes)
+        for length in first.lengths:
+            for metric in ("accuracy", "loss"):
+                (_, interval), (mean, _) = (x.mean(model, metric, length) for x in both)
+                yield of_model(metric, f"at {length:,}", same_rate, interval, mean)
+        rival = first.rival(model)
+        if rival is None or rival not in again.models:
+            continue
+        same_rate = have_same_rate(model, rival)
         for metric in ("accuracy", "loss"):
-            (_, interval), (mean, _) = (x.mean(model, metric, length) for x in (first, again))
-            yield Figure(metric, f"at {length:,}", interval, mean, same_rate)
-    rival = first.rival(model)
-    if rival is None or rival not in again.models:
-        return
-    for metric in ("accuracy", "loss"):
-        expected, found = (
-            statistics.paired_differences(x.scores(model, metric), x.scores(rival, metric))
-            for x in (first, again)
-        )
-        what, same_rate = f"of {metric} from {rival}", _same_rate(first, again, model, rival)
-        yield Figure("difference", what, expected.interval, found.mean, same_rate)
+            expected, found = (
+                statistics.paired_differences(x.scores(model, metric), x.scores(rival, metric))
+                for x in both
+            )
+            of_what = f"of {metric} from {rival}"
+            yield of_model("difference", of_what, same_rate, expected.interval, found.mean)
 
 
 def _check(first: Results, again: Results) -> None:
@@ -110,31 +109,19 @@ def _check(first: Results, again: Results) -> None:
         raise ValueError(f"{again.folder.path}: seeds {sorted(shared)} are those of the first run")
 
 
-def summary(found: list[Repeated]) -> Table:
+def summary(found: list[Prediction]) -> Table:
     """Returns how many figures of each kind fell inside, run by run, by whether rates agree."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "rate", *KINDS):
         table.add_column(name, justify="left" if name in ("run", "rate") else "right")
     for run in (*dict.fromkeys(x.run for x in found), "all"):
         for same_rate in (True, False):
-            of_run = [x for of in found if run in (of.run, "all") for x in of.figures]
-            every = [x for x in of_run if x.same_rate == same_rate]
+            every = [x for x in found if run in (x.run, "all") and x.same_rate == same_rate]
             of_kinds = [[x.is_inside for x in every if x.kind == kind] for kind in KINDS]
             if every:
                 cells = (f"{sum(inside)} of {len(inside)}" for inside in of_kinds)
                 table.add_row(run, "same" if same_rate else "another", *cells)
     return table
-
-
-def outside(found: list[Repeated]) -> Iterator[str]:
-    """Yields a line for each figure that fell elsewhere."""
-    for run, model, every in found:
-        for x in every:
-            if not x.is_inside:
-                what = " ".join((x.kind, x.of_what)).rstrip()
-                rate = "" if x.same_rate else ", at another rate"
-                expected = words.interval(x.interval)
-                yield f"{run}: {model}: {what} is {x.again:.4g}, expected in {expected}{rate}"
 
 
 def main(arguments: list[str]) -> int:
@@ -159,8 +146,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console()
-    for line in outside(found):
-        console.print(line, highlight=False, soft_wrap=True)
+    for figure in found:
+        if not figure.is_inside:
+            console.print(str(figure), markup=False, highlight=False, soft_wrap=True)
     console.print(summary(found))
     return 0
 

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from experiments.config import Config, Suite, quick
 from experiments.console import announce, budget, progress
+from experiments.environment import environment
 from experiments.evaluate import Questions
 from experiments.processes import join
-from experiments.records import Busy, RunFolder, SuiteFolder, environment
+from experiments.records import Busy, RunFolder, SuiteFolder
 from experiments.runs import places_for
 from experiments.sweep import Diverged, sweep
 from experiments.tasks import Split
@@ -204,11 +205,9 @@ def commands_of(suite: Suite, folders: list[RunFolder], path: pathlib.Path) -> d
         return {}
     commands = {}
     for folder, member in zip(folders, suite.members, strict=True):
-        models = ["--models", *folder.config.models] if suite.add_models else []
-        commands[folder.path.name] = [
-            *(str(path.parent / member), "--seed", str(suite.seed)),
-            *models,
-        ]
+        commands[folder.path.name] = [str(path.parent / member), "--seed", str(suite.seed)]
+        if suite.add_models:
+            commands[folder.path.name] += ["--models", *folder.config.models]
     return commands
 
 

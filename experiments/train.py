@@ -125,8 +125,9 @@ class Program(NamedTuple):
     """What trains a model; all its runs, of the search and fresh, go through one compilation."""
 
     init: Callable[[int], tuple[Any, Any]]
-    """From a seed: parameters and the optimiser's state before the first step. Not compiled as a
-    whole: what draws a matrix of some shape is compiled once for all models."""
+    """From a seed: parameters and the optimiser's state before the first step, on the host, for
+    they need not fit into one device. Not compiled as a whole: what draws a matrix of some shape is
+    compiled once for all models."""
     one: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
     """What ``dispatch`` does with each run; pure."""
     dispatch: Callable[[TrainState, Any, Any, Any], tuple[TrainState, StepMetrics]]
@@ -150,8 +151,9 @@ def build_program(config: Config, model: str, places: Places, data: Any) -> Prog
     def init(seed: int) -> tuple[Any, Any]:
         rng = jax.random.fold_in(jax.random.key(seed), 0)
         row = jax.eval_shape(functools.partial(config.task.sample, batch_size=1), rng, data=data)
-        params = decoder.lazy_init(rng, row.inputs, row.positions)["params"]
-        return params, optimizer.init(params)
+        with jax.default_device(_host()):
+            params = decoder.lazy_init(rng, row.inputs, row.positions)["params"]
+            return params, optimizer.init(params)
 
     def step(seed, rate, data, state: TrainState, _):
         batch = sample_step(config, seed, state.step, data)
@@ -205,13 +207,9 @@ def sample_step(config: Config, seed: Int[Array, ""], step: Int[Array, ""], data
 
 
 def initial_state(program: Program, runs: Sequence[Run]) -> TrainState:
-    """Returns the states before the first step; models of the same shape start from the same.
-
-    They are drawn on the host: a state need not fit into one device.
-    """
+    """Returns the states before the first step; models of the same shape start from the same."""
     count = program.places.count
-    with jax.default_device(_host()):
-        of_runs = [program.init(run.seed) for run in runs]
+    of_runs = [program.init(run.seed) for run in runs]
     of_places = of_runs + of_runs[-1:] * (count - len(runs))
     status: Any = np.where(np.arange(count) < len(runs), Status.RUNNING, Status.FINISHED)
     stacked = jax.tree.map(lambda *places: np.stack(places), *of_places)
@@ -221,9 +219,10 @@ def initial_state(program: Program, runs: Sequence[Run]) -> TrainState:
 
 
 def _host() -> Any:
+    """Returns the device whose memory is the host's; None where JAX is told to use no such."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX has been told of another platform alone.
+    except RuntimeError:
         return None
 
 

@@ -20,7 +20,6 @@ from jaxtyping import Array
 from attn import softmax_state
 from attn.devices import vary, varying
 from attn.kernels import cudnn
-from attn.masks import Mask
 from attn.overrides import Refused, options_of
 from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
@@ -31,18 +30,12 @@ def of_hardware(kernels: str) -> ModuleType:
     return importlib.import_module(f"attn.kernels.{kernels}")
 
 
-def band_of(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any,
-    mask: Mask | None,
-    score: Any,
-    *,
-    named: str | None,
-    is_plain: bool,
-) -> tuple[int | None, int | None] | None:
+def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
     """Returns the band that a query sees, of a call that is for cuDNN here; else None.
+
+    Args:
+      asked: for.
+      named: the implementation, or None.
 
     Raises:
       attn.overrides.Refused: if cuDNN is named and cannot take it.
@@ -53,14 +46,8 @@ def band_of(
         raise Refused(f"cuDNN is for gpu; this is {platform}", named)
     if how is None or how["kernels"] != "cudnn":
         return None
-    interpret = how["interpret"]
     try:
-        return cudnn.band_of(
-            *(query, key, value, bias, mask, score),
-            is_plain=is_plain,
-            interpret=interpret,
-            is_here=not interpret,
-        )
+        return cudnn.band_of(asked, interpret=how["interpret"], is_here=True)
     except Refused:
         if named is not None:
             raise

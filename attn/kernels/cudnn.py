@@ -14,22 +14,24 @@ derivative of it). What would differ is done around it:
   of the output it is ``-sum(o do)``, which cuDNN takes as given; what it is beyond that, in orders
   above the first, is added by one more pass, under a condition that is false otherwise.
 
-Letters: ``*B`` leading axes, N query heads, K key heads, T queries, S keys, H head width.
+Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
+widths.
+
+cuDNN's attention is that of Dao, "FlashAttention-2", arXiv 2307.08691.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from attn import masks
 from attn.devices import vary, varying
-from attn.masks import Mask
+from attn.masks import And, Mask, Window
 from attn.overrides import Opaque, Refused
 from attn.plan import Inputs, Plan
 from attn.tiles import KEYS, QUERIES, crop, pad
@@ -40,47 +42,49 @@ Band = tuple[int | None, int | None]
 """How far back and ahead a query sees; None is without a limit."""
 
 
-def band_of(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any,
-    mask: Mask | None,
-    score: Any,
-    *,
-    is_plain: bool,
-    interpret: bool,
-    is_here: bool,
-) -> Band:
+class Asked(NamedTuple):
+    """A call, before it is planned; of its arrays, shapes and dtypes alone are looked at."""
+
+    query: Any
+    """``[*B, T, N, H]``"""
+    key: Any
+    """``[*B, S, K, H]``"""
+    value: Any
+    """``[*B, S, K, V]``"""
+    bias: Any
+    mask: Mask | None
+    score: Any
+    is_basic: bool
+    """Whether scale, sinks and dropout are not given, it is not spread, and returns the output."""
+
+
+def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
     """Returns the band that a query sees, of a call that cuDNN can take.
 
     Args:
-      query: ``[*B, T, N, H]``; of the arrays, shapes and dtypes alone are looked at.
-      key: ``[*B, S, K, H]``.
-      value: ``[*B, S, K, V]``.
-      bias: of the scores.
-      mask: of the pairs.
-      score: changes the scores.
-      is_plain: whether scale, dropout and what is returned are as ``jax.nn`` has them by default.
+      asked: for.
       interpret: whether XLA is to do it in the place of cuDNN, which takes any heads and dtype.
-      is_here: whether the GPU and its cuDNN are to be asked too.
+      is_here: whether the GPU is here, to be asked too.
 
     Raises:
       Refused: if it cannot.
     """
+    query, key, value = asked.query, asked.key, asked.value
     if not all(isinstance(n, int) for n in (*query.shape, *key.shape)):
         raise Refused("its sizes are symbolic", "cudnn")
-    band, width = masks.band(mask), query.shape[-1]
+    (left, right), width = _band_of_mask(asked.mask) or (None, 1), query.shape[-1]
     num_queries, num_keys = query.shape[-3], key.shape[-3]
-    is_half = query.dtype in ("bfloat16", "float16")
-    left, right = (None, 1) if band is None else band
+    is_half, is_wide = query.dtype in ("bfloat16", "float16"), bool(width % 8) or width > WIDEST
     for is_wrong, reason in (
-        (not is_plain, "it has a scale, sinks or dropout, is spread, or returns the residual"),
-        (bias is not None or score is not None, "it changes scores"),
+        (
+            not asked.is_basic,
+            "it has a scale, sinks or dropout, is spread, or returns the residual",
+        ),
+        (asked.bias is not None or asked.score is not None, "it changes scores"),
         (not (is_half or interpret), f"it is of {query.dtype}; products are of half precision"),
         (width != value.shape[-1], f"its heads are {width} wide, its values {value.shape[-1]}"),
         (
-            not interpret and (width % 8 or width > WIDEST),
+            is_wide and not interpret,
             f"its heads are {width} wide, no multiple of 8 up to {WIDEST}",
         ),
         (right != 0 and (left, right) != (None, None), "its mask is more than causal"),
@@ -88,11 +92,22 @@ def band_of(
     ):
         if is_wrong:
             raise Refused(reason, "cudnn")
-    if is_here:
+    if is_here and not interpret:
         shapes = tuple((1, *x.shape[-3:]) for x in (query, key, value))
         if (reason := _refusal_here(shapes, query.dtype, (left, right))) is not None:
             raise Refused(reason, "cudnn")
     return left, right
+
+
+def _band_of_mask(mask: Mask | None) -> Band | None:
+    """Returns how far before and after its own position a query sees; None if that is not all."""
+    if mask is None:
+        return None, None
+    if isinstance(mask, And):
+        is_band = None not in (_band_of_mask(mask.left), _band_of_mask(mask.right))
+    else:
+        is_band = isinstance(mask, Window) and isinstance(mask.offset, int)
+    return mask.reach() if is_band else None
 
 
 @functools.cache
@@ -113,7 +128,10 @@ def _band(plan: Plan) -> Band:
 
 
 def forward(plan: Plan, inputs: Inputs, *, interpret: bool) -> Float[Array, "*B K V G T"]:
-    """Returns the output."""
+    """Returns the output.
+
+    Cost: one pass of cuDNN; under a mask, query, key and value are read and written once more.
+    """
     arrays, bad = _finite(plan, _given(plan, inputs))
     output, _ = _pulled(plan, arrays, arrays[0], interpret)
     if bad is not None:
@@ -130,7 +148,11 @@ def backward(
     *,
     interpret: bool,
 ) -> Inputs:
-    """Returns the cotangents of query, key and value; of the rest there are none."""
+    """Returns the cotangents of query, key and value; of the rest there are none.
+
+    Cost: the two passes of cuDNN, of which XLA may know the first; under a mask, all four arrays
+    are read and written once more.
+    """
     arrays, bad = _finite(plan, _given(plan, inputs))
     d_output = _of_queries(plan, d_output)
     d_sums = _of_queries(plan, d_sums[..., None, :, :])[..., 0]

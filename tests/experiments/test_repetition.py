@@ -24,22 +24,21 @@ def pair(tmp_path, accuracies, **changes):
 
 def test_every_figure_is_that_of_the_page(tmp_path):
     first, again = map(Results.load, pair(tmp_path, LIKE))
-    attention, window = compare(first, again)
-    assert (attention.run, attention.model) == ("induction", "attention")
-    assert all(figure.same_rate for x in (attention, window) for figure in x.figures)
+    every = list(compare(first, again))
+    attention, window = ([x for x in every if x.model == model] for model in FIRST)
+    assert all(x.run == "induction" and x.same_rate and x.is_inside for x in every)
     kinds = ["successes", *["accuracy", "loss"] * 2]
-    assert [figure.kind for figure in attention.figures] == kinds
-    assert [figure.kind for figure in window.figures] == [*kinds, "difference", "difference"]
-    successes, short, _, long, _ = attention.figures
+    assert [x.kind for x in attention] == kinds
+    assert [x.kind for x in window] == [*kinds, "difference", "difference"]
+    successes, short, _, long, _ = attention
     assert successes.interval == statistics.repeated_successes(1, 3)
-    assert successes.again == 1
+    assert successes.found == 1
     assert short.interval == first.mean("attention")[1]
     assert long.interval == first.mean("attention", length=32)[1]
-    assert long.again == again.mean("attention", length=32)[0]
-    difference = window.figures[-2]
+    assert long.found == again.mean("attention", length=32)[0]
+    difference = window[-2]
     assert difference.interval == pytest.approx((-0.68848, -0.66819), abs=1e-4), "by hand"
-    assert difference.again == pytest.approx(0.925 / 3 - 2.96 / 3, abs=0.005)
-    assert all(figure.is_inside for x in (attention, window) for figure in x.figures)
+    assert difference.found == pytest.approx(0.925 / 3 - 2.96 / 3, abs=0.005)
 
 
 def test_the_command_names_what_fell_elsewhere(tmp_path, capsys):
@@ -70,16 +69,15 @@ def test_a_difference_is_of_two_rates(tmp_path):
     first, again = pair(tmp_path, LIKE)
     path = again.path / "attention" / "evaluation.json"
     path.write_text(path.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.001'))
-    attention, window = compare(*map(Results.load, (first, again)))
-    assert not any(figure.same_rate for figure in attention.figures)
-    assert [x.same_rate for x in window.figures] == [x.kind != "difference" for x in window.figures]
+    for x in compare(*map(Results.load, (first, again))):
+        assert x.same_rate == (x.model == "window" and x.kind != "difference")
 
 
 def test_what_only_one_has_is_left_out(tmp_path, capsys):
     first, again = pair(tmp_path, {"window": LIKE["window"]}, models=("window",), claim="Other.")
-    (window,) = compare(*map(Results.load, (first, again)))
-    assert window.model == "window"
-    assert len(window.figures) == 5, "what it is compared with is not there"
+    found = list(compare(*map(Results.load, (first, again))))
+    assert {x.model for x in found} == {"window"}
+    assert len(found) == 5, "what it is compared with is not there"
     other = make_run(tmp_path / "other", small_config(seed=50), LIKE, name="recall")
     assert main([str(first.path), str(other.path)]) == 1
     assert "has no model of a run of" in capsys.readouterr().err

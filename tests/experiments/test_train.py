@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.train
 from experiments.config import (
     Config,
     ModelConfig,
@@ -168,15 +169,11 @@ def test_models_of_one_shape_start_from_the_same_parameters():
     assert_same(attention, window)
 
 
-def test_states_are_drawn_on_the_host():
-    program, devices = program_of(CONFIG, "attention", 1), []
-
-    def init(seed):
-        devices.append(jax.config.values["jax_default_device"])
-        return program.init(seed)
-
-    initial_state(program._replace(init=init), RUNS[:1])
-    assert [device.platform for device in devices] == ["cpu"]
+def test_states_are_drawn_on_the_host(monkeypatch):
+    *_, host = jax.devices()
+    monkeypatch.setattr(experiments.train, "_host", lambda: host)
+    drawn = program_of(CONFIG, "attention", 1).init(0)
+    assert all(x.devices() == {host} for x in jax.tree.leaves(drawn))
 
 
 def test_answers_that_were_not_asked_weigh_nothing():
