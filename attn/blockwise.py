@@ -86,6 +86,8 @@ def blockwise_attention(
     dropped = dropout_seed, dropout_rate
     is_basic &= dropout_seed is None and spread is None
     band = kernels.band_of(Asked(query, key, value, bias, mask, score, is_basic), named)
+    if sides is None and band is None:
+        sides = kernels.sides_of(query.dtype, named)
     call, context, params = plan(query, key, mask, score, *dropped, sides, spread, named, band)
     return attend(call, context, params, query, key, value, bias, scale)
 
@@ -204,25 +206,25 @@ def _attend_tangent(
         mixed = softmax_state.mix(weighted, values, factors)
         if moving.value is not None:
             mixed += softmax_state.mix(weights, d_values, factors)
-        summed = mixed, jnp.sum(weighted, axis=-1)
-        return tuple(ungroup_queries(x, lse.shape[-2]) for x in summed)
+        total = jnp.sum(weighted, axis=-1)
+        return tuple(ungroup_queries(x, lse.shape[-2]) for x in (mixed, total, total))
 
     def pull(operands, cotangents, **platform):
         context, (inputs, _, lse) = operands
-        given = zip(_results(inputs), [*cotangents, None], strict=False)
-        given = [jnp.zeros(of.shape, of.dtype) if x is None else x for of, x in given]
-        return kernels.pull(call, context, inputs, lse, *given, **platform)
+        given = [*cotangents, None, None][:3]
+        return kernels.pull(call, context, inputs, lse, given, **platform)
 
     of_kernels = Pull(pull, lambda operands: operands[1][1], call.named)
-    mixed, d_lse = call.sum(
+    # r twice: so the backward pass is given apart what is of the output, and what of lse.
+    mixed, of_output, d_lse = call.sum(
         function,
         context,
         (inputs, moving, outputs.lse),
         (axes_of(inputs), axes_of(moving), QUERIES),
-        (QUERIES, QUERIES),
+        (QUERIES, QUERIES, QUERIES),
         pull=None if call.named == "blockwise" else of_kernels,
     )
-    return Outputs(mixed - outputs.output * d_lse[..., None, :, :], d_lse)
+    return Outputs(mixed - outputs.output * of_output[..., None, :, :], d_lse)
 
 
 def _jvp_where(function: Callable, inputs: Any, moving: Any):

@@ -114,10 +114,10 @@ def dot_product_attention(
         pair alone, so it is the same in every pass, derivative and implementation.
       implementation: ``"fused"`` (the Pallas kernels of ``attn.kernels``; on CPU interpreted,
         which is for tests), ``"cudnn"`` (on GPU, by ``jax.nn``), ``"blockwise"`` or
-        ``"reference"``, strictly: it runs, or raises ValueError with the reason. None is fused on
-        TPU and cuDNN on GPU where they take the call, else blockwise; Pallas's kernels for GPU,
-        which have not been on one yet, run if they are named. Derivatives beyond the first, and
-        forward mode, are blockwise in all. ``"xla"`` is ``"blockwise"``.
+        ``"reference"``, strictly: it runs, or raises ValueError with the reason. None is the first
+        that takes the call: on TPU of fused and blockwise; on GPU of cuDNN, fused (on Hopper) and
+        blockwise. Derivatives beyond the first, and forward mode, are blockwise in all. ``"xla"``
+        is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:

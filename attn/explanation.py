@@ -115,13 +115,14 @@ def explain(
     }
     if named is not None and refusals.get(named):
         raise Refused(str(refusals[named]), named)
-    usual = usual_of(platform)
-    default = "blockwise" if refusals.get(usual) else usual
+    takers = [kind for kind in usual_of(platform) if refusals[kind] is None]
+    default = next(iter(takers), "blockwise")
     name = named or default
     refused = {
-        "fused": refusals["fused"]
-        or f"it has not been on a {platform} yet: it runs if it is named",
-        "cudnn": refusals["cudnn"],
+        **{
+            kind: why or f"{default} is faster: it runs if it is named"
+            for kind, why in refusals.items()
+        },
         "blockwise": "the kernels are faster: it runs if it is named",
         "reference": "it takes O(T S) memory: it runs if it is named",
     } | {default: "it would run if no implementation were named"}

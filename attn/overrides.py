@@ -4,7 +4,7 @@ What a kernel computes is defined without it, by operations that JAX can do ever
 kernel is another way to run it, chosen when a program is compiled and its platform is known; rules
 of derivatives and of batching never see it. It may refuse a call, and then the definition runs.
 
-A platform and its kernels are one line in ``KERNELS``, and one in ``USUAL`` if they run unasked.
+A platform and its kernels are one line in ``KERNELS``, and a name in ``USUAL`` if they run unasked.
 """
 
 import functools
@@ -29,25 +29,33 @@ KERNELS: dict[str, dict[str, dict[str, Any]]] = {
     "cudnn": {"cuda": {"kernels": "cudnn", "interpret": False}},
 }
 """By implementation: on which platforms its kernels run, which of ``attn.kernels``, and how."""
-USUAL = {"tpu": "fused", "cuda": "cudnn"}
-"""Which of them run where nothing is named, by platform. Pallas's for GPU wait to be named until
-they have been on one."""
+USUAL = {"tpu": ("fused",), "cuda": ("cudnn", "fused")}
+"""Which of them run where nothing is named, by platform: the first that takes the call."""
 
 
-def usual_of(platform: str) -> str:
-    """Returns the implementation that runs on a platform if it takes the call and none is named."""
-    return USUAL.get(_of_jax(platform), "blockwise")
+def usual_of(platform: str) -> tuple[str, ...]:
+    """Returns the implementations of which, on a platform, the first that takes a call runs.
+
+    If none does, it is "blockwise".
+    """
+    return USUAL.get(_of_jax(platform), ())
 
 
-def options_of(platform: str, name: str | None) -> dict[str, Any] | None:
-    """Returns which kernels run on a platform, and how; None if none do.
+def options_of(platform: str, name: str) -> dict[str, Any] | None:
+    """Returns which kernels of an implementation run on a platform, and how; None if none do.
 
     Args:
       platform: as ``jax.default_backend`` names it, or as lowering does.
-      name: of the implementation, or None for the usual one.
+      name: of the implementation.
     """
-    name = usual_of(platform) if name is None else name
     return KERNELS.get(name, {}).get(_of_jax(platform))
+
+
+def all_options_of(platform: str, name: str | None) -> list[dict[str, Any]]:
+    """Returns the same of the implementation that is named, or of the usual ones."""
+    names = usual_of(platform) if name is None else (name,)
+    found = [options_of(platform, name) for name in names]
+    return [options for options in found if options is not None]
 
 
 def _of_jax(platform: str) -> str:
@@ -190,8 +198,7 @@ def register(primitive: Primitive, of_params: Callable) -> None:
                     for types in (context.avals_in, context.avals_out)
                 ]
                 context = context.replace(avals_in=plain[0], avals_out=plain[1])
-            options = _options_of(platform, function.kernel)
-            if options is not None:
+            for options in _all_options_of(platform, function.kernel):
                 run = functools.partial(function.kernel.run, **options)
                 try:
                     if not options["interpret"] and _is_divided(context):
@@ -233,16 +240,16 @@ def _is_divided(context: Any) -> bool:
     return manual | frozenset(axes.mesh.manual_axes) != frozenset(axes.mesh.axis_names)
 
 
-def _options_of(platform: str, kernel: Kernel | None) -> dict[str, Any] | None:
-    """Returns how a kernel is called; None if it is not."""
+def _all_options_of(platform: str, kernel: Kernel | None) -> list[dict[str, Any]]:
+    """Returns how a kernel is called: one after the other, until one takes the call."""
     if kernel is None:
-        return None
-    options = options_of(platform, kernel.name)
-    if options is None and kernel.name is not None:
+        return []
+    found = all_options_of(platform, kernel.name)
+    if not found and kernel.name is not None:
         raise NotImplementedError(
             f"implementation is {kernel.name!r}: there is no kernel for {platform}"
         )
-    return options
+    return found
 
 
 register(opaque_p, lambda function: function)

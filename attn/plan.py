@@ -28,7 +28,7 @@ from attn.devices import example, varying
 from attn.dtypes import accumulated
 from attn.indices import Indices, expand, tile_indices
 from attn.masks import Mask
-from attn.overrides import Pull, options_of
+from attn.overrides import Pull
 from attn.products import scores_of
 from attn.scores import Score
 from attn.spread import Heads, Ring, shares_of
@@ -39,7 +39,6 @@ from attn.tiles import (
     KEYS,
     MIXED,
     NEITHER,
-    OF_KERNELS,
     QUERIES,
     Axes,
     Grid,
@@ -323,10 +322,7 @@ def plan(
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
-        platform = jax.default_backend()
-        options = options_of(platform, named) or {"kernels": None}
-        sides = OF_KERNELS.get(options["kernels"])
-        sides = sides or tile_sizes(platform, query.shape, key.shape, mask is not None)
+        sides = tile_sizes(jax.default_backend(), query.shape, key.shape, mask is not None)
     ring = spread if isinstance(spread, Ring) else None
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]

@@ -328,7 +328,7 @@ def _shape(x: Any, axes: Axes, lengths: tuple[Any, Any]) -> tuple[Any, ...]:
 
 
 @jax.custom_batching.custom_vmap
-def agreed(kinds: Int[Array, "tiles"]) -> Int[Array, "tiles"]:
+def agreed(kinds: Int[Array, "*tiles"]) -> Int[Array, "*tiles"]:
     """The identity; under ``vmap``, the kind of each tile on which all lanes agree, or else mixed.
 
     So the bounds of the loops are never batched, and ``vmap`` leaves them loops.

@@ -10,6 +10,7 @@ Pallas takes a third of a second to import: so the modules are imported when one
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +21,20 @@ from jaxtyping import Array
 from attn import softmax_state
 from attn.devices import vary, varying
 from attn.kernels import cudnn
-from attn.overrides import Refused, options_of
+from attn.overrides import Refused, all_options_of
 from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
+from attn.tiles import OF_KERNELS, TileSizes
 
 
 def of_hardware(kernels: str) -> ModuleType:
     """Returns the module of the kernels for one kind of hardware: forward, backward and check."""
     return importlib.import_module(f"attn.kernels.{kernels}")
+
+
+HALF = "bfloat16", "float16"
+TAKEN = {"gpu": HALF}
+"""The dtypes of arrays that kernels take, by hardware, where they do not take all."""
 
 
 def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
@@ -41,17 +48,28 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
       attn.overrides.Refused: if cuDNN is named and cannot take it.
     """
     platform = jax.default_backend()
-    how = options_of(platform, named)
-    if named == "cudnn" and how is None:
+    if named == "cudnn" and not all_options_of(platform, named):
         raise Refused(f"cuDNN is for gpu; this is {platform}", named)
-    if how is None or how["kernels"] != "cudnn":
-        return None
-    try:
-        return cudnn.band_of(asked, interpret=how["interpret"], is_here=True)
-    except Refused:
-        if named is not None:
-            raise
-        return None
+    for how in all_options_of(platform, named):
+        if how["kernels"] == "cudnn":
+            try:
+                return cudnn.band_of(asked, interpret=how["interpret"], is_here=True)
+            except Refused:
+                if named is not None:
+                    raise
+    return None
+
+
+def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
+    """Returns the greatest sides of tiles for kernels of tiles that take such arrays here.
+
+    None if there are none.
+    """
+    for how in all_options_of(jax.default_backend(), named):
+        kernels = how["kernels"]
+        if kernels in OF_KERNELS and dtype in TAKEN.get(kernels, (dtype,)):
+            return OF_KERNELS[kernels]
+    return None
 
 
 def check(plan: Any, context: Any, inputs: Any, *, kernels: str, interpret: bool) -> Any:
@@ -102,14 +120,36 @@ def attend(plan: Any, context: Any, inputs: Any, **platform: Any) -> tuple[Array
 
 
 def pull(
-    plan: Any, context: Any, inputs: Any, lse: Array, d_output: Array, d_lse: Array, **platform: Any
+    plan: Any,
+    context: Any,
+    inputs: Any,
+    lse: Array,
+    cotangents: Sequence[Array | None],
+    **platform: Any,
 ) -> Any:
-    """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``."""
-    if platform["kernels"] == "cudnn":
+    """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``.
+
+    Args:
+      plan: of the call.
+      context: of the call.
+      inputs: of the call.
+      lse: the log-sum-exp.
+      cotangents: of the sums of the rule (``attn.blockwise``): what is mixed, ``r`` in the tangent
+        of the output, which has ``-output . d_output``, and ``r`` that is the tangent of lse. None
+        is 0.
+      platform: which kernels, and how.
+    """
+    *lanes, group_size, num_queries = lse.shape
+    d_output, of_output, d_lse = cotangents
+    if d_output is None:
+        width = inputs.value.shape[-2]
+        d_output = jnp.zeros((*lanes, width, group_size, num_queries), lse.dtype)
+    if platform["kernels"] == "cudnn":  # It finds by itself what is of the output.
         return cudnn.backward(plan, inputs, d_output, d_lse, interpret=platform["interpret"])
+    d_sums = sum((x for x in (of_output, d_lse) if x is not None), jnp.zeros_like(lse))
     call, ring = check(plan, context, inputs, **platform), plan.keys_ring
     backward = of_hardware(platform["kernels"]).backward
-    given = lse, d_output, d_lse
+    given = lse, d_output, d_sums
     if ring is None:
         return backward(call, context, inputs, *given, shares_of(plan.grid, plan.ring))
 

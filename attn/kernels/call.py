@@ -23,6 +23,8 @@ from attn.tiles import FULL, Share, Tile, agreed, cut
 
 SCORES, MASKED_SCORES, ALLOWED, FACTORS = range(4)
 """The results of a function of pairs."""
+AT_ONCE = 2**16
+"""Tiles whose kinds are found in one step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +180,10 @@ def kinds_of(
     rows, columns = (share[jnp.arange(share.count)] for share in shares)
     if plan.is_full:
         return jnp.full((rows.size, columns.size), FULL, jnp.int32)
-    kinds = lax.map(lambda i: agreed(plan.kinds(context, i, columns)), rows)
-    return kinds.astype(jnp.int32)
+    of_row = functools.partial(plan.kinds, context, columns=columns)
+    # On a GPU, a step of a loop takes as long as the kinds of thousands.
+    kinds = lax.map(of_row, rows, batch_size=max(1, AT_ONCE // columns.size))
+    return agreed(kinds.astype(jnp.int32))
 
 
 def _in_lanes(plan: Plan, x: Array) -> Array:

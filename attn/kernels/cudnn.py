@@ -5,14 +5,12 @@ and nothing dropped, a mask that is none or causal, perhaps with a limit to the 
 queries and keys if so, and the output alone (``jax.nn`` rounds the log-sum-exp, and has no
 derivative of it). What would differ is done around it:
 
-- Under a mask, a NaN or infinity in a query, key, value or cotangent is taken out before and put
-  back where it belongs, as in ``attn.kernels.gpu.passes``: it would be carried into pairs that take
-  no part.
 - The log-sum-exp is not returned; it is computed by definition where one is needed, in orders above
-  the first (``attn.blockwise``).
-- The rule of derivatives gives the backward pass a cotangent of the sums ``r`` too. In the gradient
-  of the output it is ``-sum(o do)``, which cuDNN takes as given; what it is beyond that, in orders
-  above the first, is added by one more pass, under a condition that is false otherwise.
+  the first (``attn.blockwise``), and what its cotangent adds there is one more pass.
+- It has no gradient at an odd length: under a mask one more key, which nothing sees, is put last.
+
+Every query and every key takes part in some pair, and what is not finite reaches at least all that
+depends on it. It may reach more: a NaN in a key, queries before it that are in one tile of cuDNN.
 
 Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
 widths.
@@ -27,10 +25,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from attn.devices import vary, varying
+from attn.dtypes import accumulated
 from attn.masks import And, Mask, Window
 from attn.overrides import Opaque, Refused
 from attn.plan import Inputs, Plan
@@ -89,6 +87,10 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
         ),
         (right != 0 and (left, right) != (None, None), "its mask is more than causal"),
         (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),
+        (
+            right is None and bool(num_queries % 2 or num_keys % 2) and not interpret,
+            f"its lengths are odd, {num_queries} x {num_keys}",
+        ),
     ):
         if is_wrong:
             raise Refused(reason, "cudnn")
@@ -130,13 +132,10 @@ def _band(plan: Plan) -> Band:
 def forward(plan: Plan, inputs: Inputs, *, interpret: bool) -> Float[Array, "*B K V G T"]:
     """Returns the output.
 
-    Cost: one pass of cuDNN; under a mask, query, key and value are read and written once more.
+    Cost: one pass of cuDNN.
     """
-    arrays, bad = _finite(plan, _given(plan, inputs))
+    arrays = _given(plan, inputs)
     output, _ = _pulled(plan, arrays, arrays[0], interpret)
-    if bad is not None:
-        bad_query, bad_key = bad
-        output = _marked(output, bad_query | _seen(plan, bad_key))
     return _as_queries(plan, output)
 
 
@@ -144,46 +143,28 @@ def backward(
     plan: Plan,
     inputs: Inputs,
     d_output: Float[Array, "*B K V G T"],
-    d_sums: Float[Array, "*B K G T"],
+    d_lse: Float[Array, "*B K G T"] | None,
     *,
     interpret: bool,
 ) -> Inputs:
     """Returns the cotangents of query, key and value; of the rest there are none.
 
-    Cost: the two passes of cuDNN, of which XLA may know the first; under a mask, all four arrays
-    are read and written once more.
+    Cost: the two passes of cuDNN, of which XLA may know the first; as many again if there is a
+    cotangent of the log-sum-exp.
     """
-    arrays, bad = _finite(plan, _given(plan, inputs))
-    d_output = _of_queries(plan, d_output)
-    d_sums = _of_queries(plan, d_sums[..., None, :, :])[..., 0]
-    if bad is not None:
-        bad_query, bad_key = bad
-        is_bad = ~(jnp.all(jnp.isfinite(d_output), -1) & jnp.isfinite(d_sums))
-        bad_query |= is_bad | _seen(plan, bad_key)
-        bad = bad_query, bad_key | _seeing(plan, bad_query)
-        d_output, d_sums = (jnp.where(jnp.isfinite(x), x, 0) for x in (d_output, d_sums))
-    output, cotangents = _pulled(plan, arrays, d_output.astype(plan.dtype), interpret)
-    products = output.astype(d_output.dtype) * d_output
-    beyond = d_sums + jnp.sum(products, -1)
-    rounding = 64 * jnp.finfo(products.dtype).eps * jnp.sum(jnp.abs(products), -1)
-
-    def with_sums(cotangents):
-        # ds += p beyond, that is dq += scale beyond sum_j p k, dk += scale sum_i p beyond q.
+    arrays = _given(plan, inputs)
+    cotangent = _of_queries(plan, d_output).astype(plan.dtype)
+    _, found = _pulled(plan, arrays, cotangent, interpret)
+    if d_lse is not None:
+        # ds += p dlse, that is dq += scale dlse sum_j p k, dk += scale sum_i p dlse q.
         query, key, _ = arrays
-        scaled = beyond[..., None] / math.sqrt(query.shape[-1])
+        scaled = _of_queries(plan, d_lse[..., None, :, :]) / math.sqrt(query.shape[-1])
         of_queries = (scaled * query).astype(plan.dtype)
         mixed, (*_, d_key) = _pulled(plan, (query, key, key), of_queries, interpret)
-        added = scaled * mixed, d_key, jnp.zeros_like(cotangents[2])
-        return [x + y.astype(x.dtype) for x, y in zip(cotangents, added, strict=True)]
-
-    is_beyond = ~jnp.all(jnp.abs(beyond) <= rounding)  # Also if it is NaN.
-    cotangents = [x.astype(d_output.dtype) for x in cotangents]
-    d_query, d_key, d_value = lax.cond(is_beyond, with_sums, lambda x: x, cotangents)
-    if bad is not None:
-        d_query = _marked(d_query, bad[0])
-        d_key, d_value = (_marked(x, bad[1]) for x in (d_key, d_value))
-    d_query = _as_queries(plan, d_query)
-    d_key, d_value = (_as_keys(plan, x) for x in (d_key, d_value))
+        added = scaled * mixed, d_key, jnp.zeros_like(found[2])
+        found = [x.astype(d_lse.dtype) + y for x, y in zip(found, added, strict=True)]
+    d_query = _as_queries(plan, found[0])
+    d_key, d_value = (_as_keys(plan, x) for x in found[1:])
     return inputs._replace(query=d_query, key=d_key, value=d_value, scale=None)
 
 
@@ -206,13 +187,19 @@ def _pulled(
     Both of one pass, also where one is wanted: so XLA finds that the backward pass has in it what
     the forward pass has computed.
     """
-    attend = _attention(_band(plan), interpret=interpret)
+    attend, is_masked = _attention(_band(plan), interpret=interpret), _band(plan)[1] is not None
 
     def flat(*operands):
-        lanes = operands[0].shape[:-3]
-        *arrays, d_output = (jnp.reshape(x, (-1, *x.shape[-3:])) for x in operands)
+        lanes, length = operands[0].shape[:-3], operands[0].shape[-3]
+        operands = [jnp.reshape(x, (-1, *x.shape[-3:])) for x in operands]
+        if is_masked and length % 2:
+            operands = [jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in operands]
+        *arrays, d_output = operands
         output, pull = jax.vjp(attend, *arrays)
-        return [jnp.reshape(x, (*lanes, *x.shape[1:])) for x in (output, *pull(d_output))]
+        found = [output, *pull(d_output)]
+        if is_masked:
+            found = [x[:, :length] for x in found]
+        return [jnp.reshape(x, (*lanes, *x.shape[1:])) for x in found]
 
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (arrays[0], *arrays)]
     operands = [*arrays, d_output]
@@ -250,51 +237,9 @@ def _of_queries(plan: Plan, x: Float[Array, "*B K W G T"]) -> Float[Array, "*B T
 
 
 def _as_queries(plan: Plan, x: Float[Array, "*B T N W"]) -> Float[Array, "*B K W G T"]:
-    x = plan.grouped(jnp.moveaxis(x.astype(jnp.promote_types(x.dtype, jnp.float32)), -3, -1))
+    x = plan.grouped(jnp.moveaxis(x.astype(accumulated(x.dtype)), -3, -1))
     return pad(plan.grid, jnp.swapaxes(x, -3, -2), QUERIES)
 
 
 def _as_keys(plan: Plan, x: Float[Array, "*B S K W"]) -> Float[Array, "*B K W S"]:
-    return pad(plan.grid, jnp.moveaxis(x, -3, -1), KEYS)
-
-
-def _finite(
-    plan: Plan, arrays: list[Array]
-) -> tuple[list[Array], tuple[Bool[Array, "*B T N"], Bool[Array, "*B S K"]] | None]:
-    """Returns query, key and value, what is not finite as 0, and where some was.
-
-    That is of queries, and of key and value together; None, and the arrays as they are, where all
-    depends on all.
-    """
-    if _band(plan) == (None, None):
-        return arrays, None
-    query, key, value = (~jnp.all(jnp.isfinite(x), -1) for x in arrays)
-    return [jnp.where(jnp.isfinite(x), x, 0) for x in arrays], (query, key | value)
-
-
-def _marked(x: Float[Array, "*B T N W"], is_bad: Bool[Array, "*B T N"]) -> Array:
-    return jnp.where(is_bad[..., None], jnp.nan, x)
-
-
-def _seen(plan: Plan, keys: Bool[Array, "*B S K"]) -> Bool[Array, "*B T N"]:
-    """Returns which queries see any of these keys, under a mask."""
-    keys = jnp.repeat(keys, plan.num_heads // plan.num_key_heads, axis=-1)
-    return _within(keys, _band(plan)[0], reverse=False)
-
-
-def _seeing(plan: Plan, queries: Bool[Array, "*B T N"]) -> Bool[Array, "*B S K"]:
-    """Returns which keys any of these queries sees, under a mask."""
-    *lanes, length, _ = queries.shape
-    queries = jnp.reshape(queries, (*lanes, length, plan.num_key_heads, -1)).any(-1)
-    return _within(queries, _band(plan)[0], reverse=True)
-
-
-def _within(x: Bool[Array, "*B T N"], left: int | None, *, reverse: bool) -> Bool[Array, "*B T N"]:
-    """Returns whether any of x is at a place or up to ``left`` before it; reversed, after it."""
-    axis = x.ndim - 2
-    counts = lax.cumsum(x.astype(jnp.int32), axis, reverse=reverse)
-    if left is not None and left + 1 < x.shape[axis]:
-        kept = (0, left + 1) if reverse else (left + 1, 0)
-        rest = lax.slice_in_dim(counts, kept[1], x.shape[axis] - kept[0], axis=axis)
-        counts -= jnp.pad(rest, [kept if n == axis else (0, 0) for n in range(x.ndim)])
-    return counts > 0
+    return pad(plan.grid, jnp.moveaxis(x.astype(accumulated(x.dtype)), -3, -1), KEYS)

@@ -109,5 +109,5 @@ def implementation(request, monkeypatch):
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, spread)
         sides = TileSizes(query=4, key=5)
         monkeypatch.setattr("attn.plan.tile_sizes", lambda *_: sides)
-        monkeypatch.setattr("attn.plan.OF_KERNELS", {"tpu": sides, "gpu": sides})
+        monkeypatch.setattr("attn.kernels.OF_KERNELS", {"tpu": sides, "gpu": sides})
     return request.param

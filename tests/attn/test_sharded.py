@@ -158,7 +158,7 @@ def test_shares_add_up_to_the_whole(name, method, placement):
 def test_kernels_add_up_to_the_whole(name, bias, method, placement, monkeypatch):
     # They take a part of an array of pairs where tiles fill the blocks.
     sides = TileSizes(query=5, key=5) if name == "dense" else TileSizes(query=4, key=3)
-    monkeypatch.setattr("attn.plan.OF_KERNELS", {"tpu": sides})
+    monkeypatch.setattr("attn.kernels.OF_KERNELS", {"tpu": sides})
     attend = spread(4, method, placement, implementation="fused", **OPTIONS[name])
     found = jit(functools.partial(laws, attend))((*ARRAYS.values(), BIASES[bias]))
     assert_close(found, expected(name, bias), rtol=1e-9, atol=1e-9)

@@ -1,5 +1,10 @@
-"""The two passes of first order for GPUs from Hopper on, in Pallas's Mosaic."""
+"""The two passes of first order for Hopper GPUs, in Pallas's Mosaic."""
 
+from typing import Any
+
+import jax
+
+from attn.kernels import HALF
 from attn.kernels.call import Call
 from attn.kernels.gpu.operations import missing
 from attn.kernels.gpu.passes import backward, forward
@@ -10,6 +15,8 @@ __all__ = ["backward", "check", "forward"]
 
 WIDEST = 256
 """Heads of which a sum fits in the registers of a group of warps."""
+HOPPER = "9.0"
+"""The compute capability of GPUs that have the products of these kernels."""
 
 
 def check(call: Call) -> None:
@@ -18,13 +25,24 @@ def check(call: Call) -> None:
         raise Refused("it has a bias of distances")
     if call.interpret:
         return
+    here = _capability()
+    if here != HOPPER and (here is not None or call.plan.named is None):
+        raise Refused(
+            f"its products are of compute capability {HOPPER}; this is {here or 'another'}"
+        )
     grid, block = call.plan.grid, ROWS * GROUPS
     sides = grid.query_side, grid.key_side
     if any(side % block for side in sides):
         raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {block}")
-    if call.plan.dtype not in ("bfloat16", "float16"):
+    if call.plan.dtype not in HALF:
         raise Refused(f"it is of {call.plan.dtype}; products are of bfloat16 or float16")
     if max(call.widths) > WIDEST:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
     if names := missing(call):
         raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")
+
+
+def _capability() -> str | None:
+    """Returns what the GPU that is here can do; None if none is, as where one is compiled for."""
+    device: Any = jax.devices()[0]
+    return device.compute_capability if jax.default_backend() == "gpu" else None

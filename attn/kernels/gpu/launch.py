@@ -38,8 +38,9 @@ class Stop(NamedTuple):
     """Its part of what stays, in global memory."""
     coming: Callable[[Any], Sequence[Any]]
     """The k-th that comes, in global memory."""
-    compute: Callable[[Sequence[Any], Callable], None]
-    """From what stays, where it is, and from what gives the k-th that comes while it is used."""
+    compute: Callable[[Sequence[Any], Callable, Callable], None]
+    """From what stays, where it is, from what gives the k-th that comes while it is used, and from
+    what is called twice for each, for groups to take turns (``attn.kernels.gpu.tile``)."""
     total: Any
     """How many come."""
 
@@ -112,7 +113,7 @@ class Launch(NamedTuple):
             return lax.rem(k, jnp.int32(self.slots))
 
         def kernel(*refs):
-            *refs, stayed, came, here, ready, free = refs
+            *refs, stayed, came, here, ready, free, turn = refs
             group = lax.axis_index("group")
             place = lax.axis_index("lanes"), lax.axis_index("blocks"), group
             stop = self.at_block(added, refs)(*place)
@@ -124,13 +125,20 @@ class Launch(NamedTuple):
                 yield [x.at[slot] for x in came]
                 plgpu.barrier_arrive(free.at[slot])
 
+            def take_turns():
+                plgpu.barrier_arrive(turn)
+                plgpu.barrier_wait(turn)
+
             @pl.when(group < self.groups)
             def _():
                 plgpu.set_max_registers(COMPUTING, action="increase")
                 for part, kept in zip(stop.staying, stayed, strict=True):
                     plgpu.copy_gmem_to_smem(part, kept.at[group], here.at[group])
                 plgpu.barrier_wait(here.at[group])
-                stop.compute([x.at[group] for x in stayed], having)
+                # The second begins, and ends, half a tile after the first.
+                pl.when(group == 1)(take_turns)
+                stop.compute([x.at[group] for x in stayed], having, take_turns)
+                pl.when(group == 0)(take_turns)
 
             @pl.when(group == self.groups)
             def _():
@@ -160,6 +168,7 @@ class Launch(NamedTuple):
                 plgpu.Barrier(num_arrivals=len(self.stay), num_barriers=self.groups),
                 plgpu.Barrier(num_arrivals=len(self.come), num_barriers=self.slots),
                 plgpu.Barrier(num_arrivals=self.groups, num_barriers=self.slots),
+                plgpu.Barrier(num_arrivals=self.groups),
             ],
             grid=(math.prod((*added, *self.lanes)), self.blocks),
             grid_names=("lanes", "blocks"),
@@ -178,7 +187,8 @@ class Launch(NamedTuple):
 
             def at(k, _):
                 stop = at_block(*unravelled(k, sizes))
-                stop.compute(stop.staying, lambda k: contextlib.nullcontext(stop.coming(k)))
+                coming = lambda k: contextlib.nullcontext(stop.coming(k))  # noqa: E731
+                stop.compute(stop.staying, coming, lambda: None)
                 return 0
 
             times(math.prod(sizes), at, 0)

@@ -7,13 +7,14 @@
 
 with the rule of ``attn.kernels.tpu.backward``. A NaN or infinity in a query, key, value or
 cotangent is taken out before, for products would carry it into pairs that take no part; it stands
-beside as a NaN to add to the products of those that do, and so what depends on one is NaN in all
-its features.
+beside as a NaN to add, in tiles that have one, to the products of those that do, and so what
+depends on one is NaN in all its features.
 
 Letters: ``*B`` leading axes, N query heads, K key heads, G = N / K, T queries, S keys, H and V head
 widths; r and c the sides of what is seen at once, that which stays first.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from attn.kernels import call as calls
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
 from attn.kernels.gpu.launch import TILED
 from attn.kernels.gpu.operations import done
-from attn.kernels.gpu.tile import Tile, across
+from attn.kernels.gpu.tile import Tile, across, exp
 from attn.kernels.gpu.walk import walk_of
 from attn.kernels.values import KEY, QUERY, Value
 from attn.plan import Context, Inputs
@@ -45,34 +46,46 @@ def forward(
     def start():
         return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value.shape[-1])
 
-    def absorb(tile: Tile, sums, *, is_full):
+    def absorb(tile: Tile, sums):
         maximum, denominator, numerator = sums
         known = _given(call, tile, 2)
-        allowed = _allowed(call, tile, known, is_full)
-        scores = _scores(call, known, _products(call, tile), allowed)
+        (products,), allowed = tile.products((0, 0), meanwhile=lambda: _allowed(call, tile, known))
+        products = tile.unless_clean(functools.partial(_spoiled, tile, (0, 1)), products)
+        scores = _scores(call, known, products, allowed)
         greatest = jnp.maximum(maximum, jnp.max(scores, axis=1))
         base = finite(greatest)
-        weights, correction = jnp.exp(scores - across(base, scores)), jnp.exp(maximum - base)
+        weights, correction = exp(call, scores, base), exp(call, maximum, base)
         numerator *= across(correction, numerator)
         denominator = correction * denominator + jnp.sum(weights, axis=1)
         kept = _factors(call, known, scores) * weights
+        tile.take_turns()
         return greatest, denominator, tile.mixed(numerator, kept, 1)
 
     def finish(written, at_rows, sums):
         maximum, denominator, numerator = sums
         seen = denominator != 0
         total = jnp.where(seen, denominator, 1.0)
-        at_rows(written[0])[...] = numerator / across(total, numerator)
+        at_rows(written[0])[...] = (numerator / across(total, numerator)).astype(outs[0].dtype)
         at_rows(written[1])[...] = jnp.where(seen, maximum + jnp.log(total), -jnp.inf)
         return sums
 
-    outs = [jax.ShapeDtypeStruct((*query.shape[:-1], value.shape[-1]), call.dtype)]
+    outs = [jax.ShapeDtypeStruct((*query.shape[:-1], value.shape[-1]), _result(call))]
     outs += [jax.ShapeDtypeStruct(query.shape[:-1], call.dtype)]
     known = [bad_query, bad_key, *_vectors(call, given, QUERY)]
     output, lse = walk.run(
-        "attention", context, shares, [query], [key, value], known, start, absorb, finish, outs
+        "attention",
+        context,
+        shares,
+        (jnp.isnan(bad_query), jnp.isnan(bad_key)),
+        [query],
+        [key, value],
+        known,
+        start,
+        absorb,
+        finish,
+        outs,
     )
-    output = jnp.swapaxes(output[..., :width], -1, -2)
+    output = jnp.swapaxes(output[..., :width].astype(call.dtype), -1, -2)
     output, lse = (calls.of_groups(call.plan, x) for x in (output, lse[..., None, :]))
     return jnp.swapaxes(output, -3, -2), lse[..., 0, :]
 
@@ -95,10 +108,9 @@ def backward(
     given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
     (query, key, value), bad = _arrays(call, inputs)
     cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
-    is_bad = ~jnp.all(jnp.isfinite(cotangents), axis=-1)
-    of_queries = [jnp.where(is_bad, jnp.nan, 0).astype(call.dtype)]
-    rows = (calls.of_heads(plan, x[..., None, :])[..., 0, :] for x in (finite(lse), d_lse))
-    vectors = [*bad, *of_queries, *rows]
+    rows = [calls.of_heads(plan, x[..., None, :])[..., 0, :] for x in (finite(lse), d_lse)]
+    is_bad = ~(jnp.all(jnp.isfinite(cotangents), axis=-1) & jnp.isfinite(rows[1]))
+    vectors = [*bad, jnp.where(is_bad, jnp.nan, 0).astype(call.dtype), *rows]
     every = _Backward(call, context, shares, query, key, value, _padded(cotangents), vectors)
     d_query, of_rows = every.of_queries(given)
     d_key, d_value, of_columns = every.of_keys(given)
@@ -135,35 +147,39 @@ class _Backward(NamedTuple):
         def start():
             return walk.zeros(self.query.shape[-1]), [walk.zeros() for _ in rows]
 
-        def add(tile: Tile, sums, *, is_full):
+        def add(tile: Tile, sums):
             d_query, of_rows = sums
-            _, d_products, d_given = self.gradients(tile, is_full)
+            _, d_products, d_given = self.gradients(tile)
             for n, x in enumerate(cuts):
                 tile.write(1 + len(rows) + n, d_given[x].astype(call.dtype))
             return tile.mixed(d_query, d_products, 0), _with(of_rows, rows, d_given)
 
         def finish(written, at_rows, sums):
-            for ref, total in zip(written, [sums[0], *sums[1]], strict=False):
+            at_rows(written[0])[...] = sums[0].astype(_result(call))
+            for ref, total in zip(written[1:], sums[1], strict=False):
                 at_rows(ref)[...] = total
             return sums
 
         lanes, num_keys = self.query.shape[:-1], self.key.shape[-2]
-        shapes = [self.query.shape, *[lanes] * len(rows), *[(*lanes, num_keys)] * len(cuts)]
+        shapes = [*[lanes] * len(rows), *[(*lanes, num_keys)] * len(cuts)]
+        outs = [jax.ShapeDtypeStruct(self.query.shape, _result(call))]
+        outs += [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes]
         d_query, *found = walk.run(
             "attention_backward_queries",
             self.context,
             self.shares,
+            self.is_bad,
             [self.query, self.d_output],
             [self.key, self.value],
             [*self.vectors, *_vectors(call, given, QUERY)],
             start,
             add,
             finish,
-            [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes],
-            cuts=range(1 + len(rows), len(shapes)),
+            outs,
+            cuts=range(1 + len(rows), len(outs)),
         )
         found[: len(rows)] = [x[..., None, :] for x in found[: len(rows)]]
-        return d_query, dict(zip([*rows, *cuts], found, strict=True))
+        return d_query.astype(call.dtype), dict(zip([*rows, *cuts], found, strict=True))
 
     def of_keys(self, given: Sequence[Array]) -> tuple[Array, Array, dict[Value, Array]]:
         """Returns the cotangents of key and value, and of what the pairs take from keys."""
@@ -186,9 +202,9 @@ class _Backward(NamedTuple):
             sums = {name: walk.zeros(x.shape[-1]) for name, x in wanted.items()}
             return sums, [walk.zeros() for _ in columns]
 
-        def add(tile: Tile, sums, *, is_full):
+        def add(tile: Tile, sums):
             of_keys, of_columns = sums
-            weights, d_products, d_given = self.gradients(tile, is_full)
+            weights, d_products, d_given = self.gradients(tile)
             from_queries = {"key": (d_products, 0), "value": (weights, 1)}
             of_keys = {name: tile.mixed(of_keys[name], *from_queries[name]) for name in of_keys}
             return of_keys, _with(of_columns, columns, d_given)
@@ -196,53 +212,73 @@ class _Backward(NamedTuple):
         def finish(written, at_rows, sums):
             of_keys, of_columns = sums
             for ref, name in zip(written, wanted, strict=False):
-                at_rows(ref, is_of_keys=True)[...] = of_keys[name]
+                at_rows(ref, is_of_keys=True)[...] = of_keys[name].astype(_result(call))
             for ref, total in zip(written[len(wanted) :], of_columns, strict=True):
                 at_rows(ref)[...] = total
             # What is of the key alone is summed over heads, and whole after the last.
             return of_keys, [walk.zeros() for _ in columns]
 
-        shapes = [x.shape for x in wanted.values()]
-        shapes += [(*self.query.shape[:-2], self.key.shape[-2])] * len(columns)
+        outs = [jax.ShapeDtypeStruct(x.shape, _result(call)) for x in wanted.values()]
+        shape = *self.query.shape[:-2], self.key.shape[-2]
+        outs += [jax.ShapeDtypeStruct(shape, call.dtype) for _ in columns]
         found = walk.run(
             "attention_backward_keys",
             self.context,
             self.shares,
+            self.is_bad,
             [self.key, self.value],
             [self.query, self.d_output],
             [*self.vectors, *_vectors(call, given, KEY)],
             start,
             add,
             finish,
-            [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes],
+            outs,
         )
         of_columns = [x[..., None, :] for x in found[len(wanted) :]]
-        return found[: len(wanted)], dict(zip(columns, of_columns, strict=True))
+        of_keys = [x.astype(call.dtype) for x in found[: len(wanted)]]
+        return of_keys, dict(zip(columns, of_columns, strict=True))
+
+    @property
+    def is_bad(self) -> tuple[Bool[Array, "*B N T"], Bool[Array, "*B N S"]]:
+        """Which queries, cotangents included, and which keys are not finite."""
+        query, key, cotangent = (jnp.isnan(x) for x in self.vectors[:3])
+        return query | cotangent, key
 
     def gradients(
-        self, tile: Tile, is_full: bool
+        self, tile: Tile
     ) -> tuple[Float[Array, "r c"], Float[Array, "r c"], dict[Value, Array]]:
         """Returns ``p z``, and the cotangents of the products and of what the pairs take."""
         call = self.call
         known = _given(call, tile, len(self.vectors))
-        allowed = _allowed(call, tile, known, is_full)
-        products = _products(call, tile)
-        if allowed is not None:
-            products = jnp.where(allowed, products, 0.0)
+
+        def meanwhile():
+            return _allowed(call, tile, known), tile.pairs(3, QUERY), tile.pairs(4, QUERY)
+
+        (products, mixed), (allowed, lse, d_sums) = tile.products(
+            (0, 0), (1, 1), meanwhile=meanwhile
+        )
+
+        def only_allowed(x):
+            return x if allowed is None else jnp.where(allowed, x, 0.0)
+
+        def spoiled(x, *which):
+            return only_allowed(_spoiled(tile, which, x))
+
+        products = tile.unless_clean(lambda x: spoiled(x, 0, 1), products)
+        mixed = tile.unless_clean(lambda x: spoiled(x, 2, 1), mixed)
         moving = [x for x in known if is_float(x)]
 
         def scores_of(products, some):
             return _scores(call, known | dict(zip(moving, some, strict=True)), products, allowed)
 
         scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
-        weights = jnp.exp(scores - tile.pairs(3, QUERY))
+        weights = exp(call, scores, lse)
         factors = _factors(call, known, scores)
-        mixed = tile.product(1, 1) + tile.pairs(2, QUERY) + tile.pairs(1, KEY)
-        d_scores = weights * (factors * mixed + tile.pairs(4, QUERY))
-        if allowed is not None:
-            d_scores = jnp.where(allowed, d_scores, 0.0)
+        d_scores = weights * (factors * mixed + d_sums)
+        d_scores = tile.unless_clean(only_allowed, d_scores)
         d_products, d_moving = done(pull, d_scores)
         d_given = dict(zip(moving, d_moving, strict=True))
+        tile.take_turns()
         return factors * weights, d_products, d_given
 
 
@@ -291,12 +327,24 @@ def _given(call: Call, tile: Tile, first: int) -> dict[Value, Array]:
     return known
 
 
-def _products(call: Call, tile: Tile) -> Float[Array, "r c"]:
-    return tile.product(0, 0) + tile.pairs(0, QUERY) + tile.pairs(1, KEY)
+def _spoiled(tile: Tile, which: Sequence[int], products: Array) -> Float[Array, "r c"]:
+    """Returns products, NaN where what they are of was not finite.
+
+    Args:
+      tile: at hand.
+      which: are known, NaN or 0: the second of keys, the others of queries.
+      products: of what was made finite.
+    """
+    return products + sum(tile.pairs(n, KEY if n == 1 else QUERY) for n in which)
 
 
-def _allowed(call: Call, tile: Tile, known: Any, is_full: bool) -> Bool[Array, "r c"] | None:
-    if is_full or not call.is_masked:
+def _result(call: Call) -> Any:
+    """Returns the dtype of what is written: that of the arrays, or that of sums still to merge."""
+    return call.dtype if call.plan.keys_ring is not None else call.plan.dtype
+
+
+def _allowed(call: Call, tile: Tile, known: Any) -> Bool[Array, "r c"] | None:
+    if tile.is_full or not call.is_masked:
         return None
     allowed = _inner(call, known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
     return jnp.broadcast_to(allowed, tile.shape)

@@ -4,7 +4,8 @@ Letters as in ``attn.kernels.gpu.walk``.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,6 +39,13 @@ class Tile:
     """In global memory, whole."""
     at: tuple[Any, ...]
     """Leading axes, head, and the first that stays and that comes."""
+    is_full: bool
+    """Whether all pairs take part, and all is finite."""
+    is_clean: Any
+    """Whether all is finite."""
+    take_turns: Callable[[], None]
+    """Called twice a tile, between products and what is done of them: groups of warps go on
+    together, of which then one has the tensor cores, the other all else."""
 
     def pairs(self, n: int, depends: frozenset[str], *, is_cut: bool = False) -> Array:
         """Returns what is known of one side, of neither, or of pairs (``is_cut``), for pairs."""
@@ -59,9 +67,31 @@ class Tile:
     def _of(self, ref: Any, *places: Any) -> Any:
         return picked(ref, self.at[:-2], *places)
 
-    def product(self, a: int, b: int) -> Float[Array, "r c"]:
-        """Returns ``stay[a] come[b]^T``."""
-        return product(self.call, self.stay[a], self.come[b], is_transposed=True)
+    def products(
+        self, *which: tuple[int, int], meanwhile: Callable[[], Any]
+    ) -> tuple[list[Float[Array, "r c"]], Any]:
+        """Returns ``stay[a] come[b]^T`` for each ``(a, b)``, and what is computed meanwhile."""
+        pairs = [(self.stay[a], self.come[b]) for a, b in which]
+        if self.call.interpret:
+            dots = [
+                jnp.dot(a[...], b[...].T, preferred_element_type=self.call.dtype) for a, b in pairs
+            ]
+            return dots, meanwhile()
+
+        def scope(*totals):
+            for total, (a, b) in zip(totals, pairs, strict=True):
+                plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
+            found = meanwhile()
+            self.take_turns()
+            return [total[...] for total in totals], found
+
+        return pl.run_scoped(scope, *[ACC(self.shape, jnp.float32) for _ in pairs])
+
+    def unless_clean(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Returns ``function(x)`` if not all is finite, else x."""
+        if self.is_full:
+            return x
+        return lax.cond(self.is_clean, lambda x: x, function, x)
 
     def mixed(self, total: Array, x: Float[Array, "r c"], b: int) -> Float[Array, "r W"]:
         """Returns ``total + x come[b]``, x in the dtype of what comes."""
@@ -69,25 +99,22 @@ class Tile:
         return added(self.call, total, x.astype(ref.dtype), ref)
 
 
-def product(call: Call, a: Any, b: Any, *, is_transposed: bool = False) -> Array:
-    """Returns ``a b``, or ``a b^T``, in float32: an array or shared memory, and shared memory."""
+def added(call: Call, total: Array, a: Array, b: Any) -> Array:
+    """Returns ``total + a b``, b in shared memory."""
     if call.interpret:
-        a, b = a[...], b[...]
-        return jnp.dot(a, b.T if is_transposed else b, preferred_element_type=call.dtype)
-    b = plgpu.transpose_ref(b, (1, 0)) if is_transposed else b
-
-    def scope(total):
-        plgpu.wgmma(total, a, b)
-        return total[...]
-
-    return pl.run_scoped(scope, ACC((a.shape[0], b.shape[1]), jnp.float32))
-
-
-def added(call: Call, total: Array, a: Any, b: Any) -> Array:
-    """Returns ``total + a b``."""
-    if call.interpret:
-        return total + product(call, a, b)
+        return total + jnp.dot(a, b[...], preferred_element_type=call.dtype)
     return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(ACC.init(total))
+
+
+def exp(call: Call, x: Array, base: Array) -> Array:
+    """Returns ``e^(x - base)``, by the ``2^x`` of the hardware, to 2e-7 of it."""
+    x, base = (y * math.log2(math.e) for y in (x, base))
+    x -= across(base, x) if base.ndim < x.ndim else base
+    if call.interpret or x.ndim == 1:
+        return jnp.exp2(x)
+    of_tile = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=plgpu.Layout.WGMMA)
+    approximate = plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA,), return_type=of_tile)
+    return approximate(lambda _, x: x.exp2(approx=True))(x)
 
 
 def across(x: Float[Array, "r"], like: Float[Array, "r n"]) -> Float[Array, "r n"]:

@@ -2,8 +2,8 @@
 
 Of a block of queries (or of keys) each of two groups of warps has some, in registers and shared
 memory. A third group of threads brings what is streamed: the tiles of keys (or of queries) that a
-mask leaves, full ones first, from lists made before the kernel, traced masks included. What is
-known of each query, key or pair is read where it is used.
+mask leaves, full ones first and those that are not finite last, from lists made before the kernel,
+traced masks included. What is known of each query, key or pair is read where it is used.
 
     sums = start()      sums = visit(tile, sums) for each tile      finish(sums)
 
@@ -71,6 +71,7 @@ class Walk(NamedTuple):
         name: str,
         context: Context,
         shares: tuple[Share, Share],
+        is_bad: tuple[Array, Array],
         stay: Sequence[Array],
         come: Sequence[Array],
         known: Sequence[Array],
@@ -86,11 +87,12 @@ class Walk(NamedTuple):
           name: of the kernel, in profiles.
           context: of the call.
           shares: the tiles of queries and of keys at hand.
+          is_bad: which queries ``[*B, N, T]`` and which keys ``[*B, N, S]`` are not finite.
           stay: of the side that stays, ``[*B, N or K, n, W]``.
           come: of the other side, ``[*B, N or K, m, W]``.
           known: read where it is used, ``[*B, N, ...]``, with 1 where it is the same for all.
           start: gives sums.
-          visit: of a ``Tile`` and sums gives sums; ``is_full`` is whether all its pairs take part.
+          visit: of a ``Tile`` and sums gives sums.
           finish: of references to the results, of what gives their part at what stays (of a head,
             or of its key head, ``is_of_keys``), and of sums: writes them, and returns the sums that
             the next head which shares these keys begins with.
@@ -102,7 +104,7 @@ class Walk(NamedTuple):
         launch = Launch(name, *sizes, stay, come, len(known), outs, body, self.simulated)
         if 0 in launch.lanes:
             return [jnp.zeros(x.shape, x.dtype) for x in outs]
-        lists = lists_of(self.call, context, self.order, shares)
+        lists = lists_of(self.call, context, self.order, shares, is_bad)
         operands = *lists[:2], *stay, *come, *known
         found = launch.start(operands, interpret=self.call.interpret)
         return [of_visited(x, lists) if n in cuts else x for n, x in enumerate(found)]
@@ -130,8 +132,9 @@ class Walk(NamedTuple):
         def at_block(lane, n, group):
             *of_batch, own = unravelled(lane, lanes)
             tiles, ends = (picked(x, of_batch[: len(added)]) for x in lists)
-            row, first = lax.div(n, per_side), n * block + group * self.rows
-            full, visited = (ends[row, k] * per_tile for k in range(2))
+            row = lax.div(n, per_side)
+            first = ends[row, 0] * side + lax.rem(n, per_side) * block + group * self.rows
+            full, clean, visited = (ends[row, k] * per_tile for k in (1, 2, 3))
 
             def place(k):
                 tile = tiles[row, lax.div(k, per_tile)]
@@ -148,7 +151,7 @@ class Walk(NamedTuple):
                 at = pl.ds(place(lax.rem(k, visited)), self.piece)
                 return [picked(ref, (*of_batch, source), at) for ref in come]
 
-            def compute(stays, having):
+            def compute(stays, having, take_turns):
                 def of_member(member, sums):
                     head, _ = heads(member)
 
@@ -157,13 +160,13 @@ class Walk(NamedTuple):
                         with having(member * visited + k) as comes:
                             shape = self.rows, self.piece
                             refs = stays, comes, known, written
-                            tile = Tile(self.call, self.order, shape, *refs, at)
-                            return visit(tile, sums, is_full=is_full)
+                            kind = is_full, is_full or k < clean
+                            tile = Tile(self.call, self.order, shape, *refs, at, *kind, take_turns)
+                            return visit(tile, sums)
 
                     sums = times(full, functools.partial(step, is_full=True), sums)
-                    if not plan.is_full:
-                        mixed = functools.partial(step, is_full=False)
-                        sums = lax.fori_loop(full, visited, mixed, sums)
+                    rest = functools.partial(step, is_full=False)
+                    sums = lax.fori_loop(full, visited, rest, sums)
 
                     def at_rows(ref, *, is_of_keys=False):
                         own_head = own if is_of_keys else head

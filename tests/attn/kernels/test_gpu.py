@@ -1,7 +1,7 @@
 """Kernels for GPU, without one: lowered for CUDA on this machine, and simulated on it.
 
-What they compute, the conformance suite compares, interpreted. Lowering is all that can be done
-without a GPU: no machine code has been made of them, and nothing has run.
+What they compute, the conformance suite compares, interpreted; on a GPU, the check of a device does
+(``benchmarks.device_check``).
 """
 
 import functools
@@ -102,8 +102,18 @@ def test_it_is_lowered_for_cuda(name):
         assert not re.search(rf"tensor<(\d+x)*({sizes})x", text), "nothing of T x S"
 
 
-def test_where_nothing_is_named_loops_over_tiles_run():
+def test_where_nothing_is_named_loops_over_tiles_run_unless_a_hopper_is_here(monkeypatch):
     assert "mosaic_gpu" not in lowered(None)
+    monkeypatch.setattr("attn.kernels.sides_of", lambda *_: OF_KERNELS["gpu"])
+    assert "mosaic_gpu" not in lowered(None)
+    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: "9.0")
+    assert "mosaic_gpu" in lowered(None)
+    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: "8.0")
+    assert "mosaic_gpu" not in lowered(None)
+    with pytest.raises(
+        ValueError, match=r"its products are of compute capability 9.0; this is 8.0"
+    ):
+        lowered("fused")
 
 
 @pytest.mark.parametrize(
