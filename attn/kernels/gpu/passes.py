@@ -251,11 +251,15 @@ class _Backward(NamedTuple):
         call = self.call
         known = _given(call, tile, len(self.vectors))
 
-        def meanwhile():
-            return _allowed(call, tile, known), tile.pairs(3, QUERY), tile.pairs(4, QUERY)
+        def of_rows():
+            return tile.pairs(3, QUERY), tile.pairs(4, QUERY)
 
-        (products, mixed), (allowed, lse, d_sums) = tile.products(
-            (0, 0), (1, 1), meanwhile=meanwhile
+        # As soon as may be, but where they would be of columns, and sums leave no registers.
+        is_early = tile.order == QUERY or max(call.widths) <= TILED
+        (products, mixed), (allowed, early) = tile.products(
+            (0, 0),
+            (1, 1),
+            meanwhile=lambda: (_allowed(call, tile, known), of_rows() if is_early else None),
         )
 
         def only_allowed(x):
@@ -272,6 +276,7 @@ class _Backward(NamedTuple):
             return _scores(call, known | dict(zip(moving, some, strict=True)), products, allowed)
 
         scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
+        lse, d_sums = of_rows() if early is None else early
         weights = exp(call, scores, lse)
         factors = _factors(call, known, scores)
         d_scores = weights * (factors * mixed + d_sums)
