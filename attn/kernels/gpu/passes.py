@@ -283,8 +283,9 @@ class _Backward(NamedTuple):
         d_scores = tile.unless_clean(only_allowed, d_scores)
         d_products, d_moving = done(pull, d_scores)
         d_given = dict(zip(moving, d_moving, strict=True))
+        kept = tile.unless_clean(lambda x: spoiled(x, 2), factors * weights)
         tile.take_turns()
-        return factors * weights, d_products, d_given
+        return kept, d_products, d_given
 
 
 def _with(totals: list[Array], values: Sequence[Value], found: dict[Value, Array]) -> list[Array]:

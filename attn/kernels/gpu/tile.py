@@ -108,8 +108,8 @@ def added(call: Call, total: Array, a: Array, b: Any) -> Array:
 
 def exp(call: Call, x: Array, base: Array) -> Array:
     """Returns ``e^(x - base)``, by the ``2^x`` of the hardware, to 2e-7 of it."""
-    x, base = (y * math.log2(math.e) for y in (x, base))
-    x -= across(base, x) if base.ndim < x.ndim else base
+    # Less the base first, for the greatest numbers would overflow.
+    x = (x - (across(base, x) if base.ndim < x.ndim else base)) * math.log2(math.e)
     if call.interpret or x.ndim == 1:
         return jnp.exp2(x)
     of_tile = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=plgpu.Layout.WGMMA)

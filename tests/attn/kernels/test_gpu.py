@@ -24,7 +24,7 @@ from attn.kernels.gpu import operations, passes, walk
 from attn.overrides import KERNELS
 from attn.plan import plan
 from attn.spread import shares_of
-from attn.tiles import OF_KERNELS
+from attn.tiles import OF_KERNELS, TileSizes
 
 B, T, S, N, K, H, V = 2, 384, 640, 4, 2, 64, 128
 RNG = np.random.default_rng(0)
@@ -184,6 +184,37 @@ def test_vmap_adds_lanes(mapped, monkeypatch):
     found, expected = both("fused"), both("blockwise")
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["query", "key", "value", "cotangent"])
+@pytest.mark.parametrize("reach", [None, 3])
+def test_what_is_not_finite_reaches_what_depends_on_it_alone(reach, which, bad, monkeypatch):
+    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
+    monkeypatch.setattr("attn.kernels.OF_KERNELS", {"gpu": TileSizes(5, 4)})
+    length, mask = 18, masks.Causal() if reach is None else masks.Window(reach, 0)
+    allowed = np.tri(length, dtype=bool)
+    if reach is not None:
+        allowed &= ~np.tri(length, k=-reach - 1, dtype=bool)
+    row, place, head = 1, 6, {"query": 3, "cotangent": 3}.get(which, 1)
+    shapes = {"query": N, "key": K, "value": K, "cotangent": N}
+    given = {name: np.asarray(RNG.normal(size=(2, length, n, 8))) for name, n in shapes.items()}
+    given[which][row, place, head, 5] = bad
+    *inputs, cotangent = (jnp.asarray(x, jnp.float32) for x in given.values())
+    attend = functools.partial(attn.dot_product_attention, mask=mask, implementation="fused")
+    output, pull = jax.vjp(attend, *inputs)
+    found = [np.isnan(np.asarray(x)) for x in (output, *pull(cotangent))]
+    queries, keys = np.zeros((2, length, N), bool), np.zeros((2, length, K), bool)
+    if which in ("query", "cotangent"):
+        queries[row, place, head] = True
+    else:
+        keys[row, place, head] = True
+        queries |= np.einsum("ts,bsn->btn", allowed, np.repeat(keys, N // K, axis=-1))
+    of_groups = queries.reshape(2, length, K, -1).any(-1)
+    of_keys = keys | np.einsum("ts,btn->bsn", allowed, of_groups)
+    outputs = np.zeros_like(queries) if which == "cotangent" else queries
+    for x, expected in zip(found, (outputs, queries, of_keys, of_keys), strict=True):
+        np.testing.assert_array_equal(x, np.broadcast_to(expected[..., None], x.shape))
 
 
 def first_order(options, *, lengths):
