@@ -5,6 +5,7 @@ A peer is a function from work to its calls, compiled; None where it has no argu
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,27 @@ def ours(attend: Callable[..., Any]) -> Peer:
 
 def jax_nn(implementation: str) -> Peer:
     """Returns the peer of ``jax.nn.dot_product_attention``; "xla" makes the whole map."""
+    attend: Any = jax.nn.dot_product_attention
+    attend = functools.partial(attend, implementation=implementation)
+    return called_as_jax_nn(attend, makes_map=implementation == "xla")
+
+
+def tokamax() -> Peer:
+    """Returns the peer of ``tokamax.dot_product_attention``, of whichever it has that runs here."""
+    import tokamax as library  # pyright: ignore[reportMissingImports]
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # It would read the command line.
+    return called_as_jax_nn(library.dot_product_attention)
+
+
+def called_as_jax_nn(attend: Callable[..., Any], *, makes_map: bool = False) -> Peer:
+    """Returns the peer of a function with the arguments of ``jax.nn.dot_product_attention``.
+
+    Args:
+      attend: the function.
+      makes_map: whether it takes the memory of all pairs, and so a mask as an array too.
+    """
 
     def make(work: Work) -> Callable[..., Any] | None:
         options: dict[str, dict[str, Any]] = {
@@ -104,7 +126,7 @@ def jax_nn(implementation: str) -> Peer:
             CAUSAL: {"is_causal": True},
             WINDOW: {"is_causal": True, "local_window_size": (work.sizes.window - 1, 0)},
         }
-        if implementation == "xla":
+        if makes_map:
             if work.length > work.sizes.dense_up_to:
                 return None
             at = np.arange(work.length)
@@ -112,8 +134,7 @@ def jax_nn(implementation: str) -> Peer:
             options[MASK] = {"mask": jnp.asarray(is_seen)[None, None]}
         if work.kind not in options:
             return None
-        attend: Any = jax.nn.dot_product_attention
-        return functools.partial(attend, implementation=implementation, **options[work.kind])
+        return functools.partial(attend, **options[work.kind])
 
     return in_jax(make)
 
@@ -152,4 +173,6 @@ def jax_peers() -> dict[str, Peer]:
         found["jax.nn cudnn"] = jax_nn("cudnn")
     if jax.default_backend() == "tpu":
         found["splash"] = in_jax(splash)
+    if importlib.util.find_spec("tokamax") is not None:
+        found["tokamax"] = tokamax()
     return found
