@@ -28,6 +28,8 @@ DType = Literal["float32", "bfloat16"]
 
 MAX_SEED = 2**30
 """Above every seed that a run can be given; the seeds of searches and of tests lie beyond."""
+TUNING_SEED = MAX_SEED + 200
+"""The first of every search: that of the first results, which were reported on seeds 200 on."""
 PARSERS: dict[type, Callable[[str], Any]] = {
     str: str,
     int: int,
@@ -106,7 +108,7 @@ class SweepConfig:
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     """Peak rates that are tried; one of them for no search."""
     tuning_seeds: int = 2
-    """Runs a rate in the search; their seeds are never reported."""
+    """Runs a rate in the search; their seeds are never reported, and never change."""
     seeds: int = 5
     """Fresh runs at the chosen rate: what is reported."""
 
@@ -197,7 +199,7 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     """What they are asked then."""
     seed: int = 0
-    """The first of the reported seeds; determines initial parameters and the order of the data."""
+    """The first of the reported seeds: of initial parameters and the order of the data."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """Where it is computed; no part of what is."""
     processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
@@ -205,8 +207,7 @@ class Config:
 
     def __post_init__(self):
         check(self, "models", _are_distinct, "one or more, each once")
-        seeds = max(self.sweep.seeds, self.sweep.tuning_seeds)
-        end = MAX_SEED - seeds - 1  # the last seeds of all are those of the rows that are asked
+        end = MAX_SEED - self.sweep.seeds + 1
         check(self, "seed", lambda x: 0 <= x < end, f"in [0, {end})")
         models = [self.model_of(name) for name in self.models]
         for length in self.evaluation_lengths + self.evaluate.cost_lengths:
@@ -271,11 +272,13 @@ class Config:
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
-        """Seeds of the search, apart from all that are reported; none if there is one rate."""
+        """Seeds of the search, apart from all that are reported; none if there is one rate.
+
+        They are the same whatever ``seed`` is: so other seeds are trained at the same rates.
+        """
         if len(self.sweep.learning_rates) == 1:
             return ()
-        first = MAX_SEED + self.seed
-        return tuple(range(first, first + self.sweep.tuning_seeds))
+        return tuple(range(TUNING_SEED, TUNING_SEED + self.sweep.tuning_seeds))
 
     @property
     def runs_per_model(self) -> int:

@@ -10,9 +10,10 @@ in nothing but their seed. For every model that both have:
     loss        that of the losses, in the interval of a repetition
     difference  of both from the model that this one is compared with, paired by seed
 
-These are intervals of other seeds at the learning rate that the first search chose, of 95 % each;
-the second search may choose another rate, and those models are counted apart. See
-``experiments.statistics`` for what the intervals take as given.
+These are intervals of other seeds at the learning rate that the first search chose, of 95 % each.
+The seeds of a search never change, so that the second search should choose it too; where it did not
+(on another device, or by other code), models are counted apart. See ``experiments.statistics`` for
+what the intervals take as given.
 """
 
 import argparse

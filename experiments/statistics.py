@@ -138,12 +138,15 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def repeated_mean_interval(
-    values: Sequence[float], confidence: float = 0.95
+    values: Sequence[float], confidence: float = 0.95, wider: float = 1.0
 ) -> tuple[float, float]:
-    r"""Returns where the mean of as many further values falls, :math:`\bar x \pm t s \sqrt{2 / n}`.
+    r"""Returns where the mean of as many further values falls.
+
+    .. math:: \bar x \pm w t_{n - 1} s \sqrt{2 / n}
 
     Student's interval of the mean says where the mean of all possible values is, and misses that
-    of a repetition in one of ten to six; both means err here. As there, values are taken as normal.
+    of a repetition in one of ten to six; both means err here. As there, values are taken as normal,
+    and ``wider``, w, is for those that are not.
 
     Raises:
       ValueError: if there are no values, or one is NaN.
@@ -155,7 +158,8 @@ def repeated_mean_interval(
     middle, half = (low + high) / 2, (high - low) / 2
     if math.isinf(half):
         return low, high
-    return middle - math.sqrt(2) * half, middle + math.sqrt(2) * half
+    half *= math.sqrt(2) * wider
+    return middle - half, middle + half
 
 
 def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:

@@ -17,7 +17,7 @@ def memory(check: Check) -> bool:
     lengths = (length, 2 * length)
     row = check.table("implementation", "of", *(f"MB at T = {n}" for n in lengths), "ratio")
     found = check.found["programs"] = []
-    for name, attend in in_linear_memory().items():
+    for name, attend in in_linear_memory(dtype).items():
         for kind, function in derivatives(attend).items():
             if wanted is not None and kind not in wanted:
                 continue

@@ -97,6 +97,12 @@ def test_the_mean_of_as_many_other_values_falls_into_its_interval(n):
     assert repeated_mean_interval([0.5]) == (-math.inf, math.inf)
 
 
+def test_an_interval_is_made_wider_about_its_middle():
+    low, high = repeated_mean_interval([1.0, 2.0, 4.0])
+    ends = repeated_mean_interval([1.0, 2.0, 4.0], wider=3.0)
+    np.testing.assert_allclose(ends, (2 * low - high, 2 * high - low))
+
+
 @pytest.mark.parametrize(
     ("successes", "trials", "ends"),
     [
