@@ -33,8 +33,6 @@ def of_hardware(kernels: str) -> ModuleType:
 
 
 HALF = "bfloat16", "float16"
-TAKEN = {"gpu": HALF}
-"""The dtypes of arrays that kernels take, by hardware, where they do not take all."""
 
 
 def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
@@ -63,11 +61,13 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
 def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
     """Returns the greatest sides of tiles for kernels of tiles that take such arrays here.
 
-    None if there are none.
+    None if there are none: loops over tiles have sides of their own.
     """
     for how in all_options_of(jax.default_backend(), named):
         kernels = how["kernels"]
-        if kernels in OF_KERNELS and dtype in TAKEN.get(kernels, (dtype,)):
+        run = how["interpret"] or kernels != "gpu"
+        run = run or (dtype in HALF and of_hardware(kernels).refusal_here(named) is None)
+        if kernels in OF_KERNELS and run:
             return OF_KERNELS[kernels]
     return None
 

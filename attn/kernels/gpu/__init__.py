@@ -11,7 +11,7 @@ from attn.kernels.gpu.passes import backward, forward
 from attn.kernels.gpu.walk import GROUPS, ROWS
 from attn.overrides import Refused
 
-__all__ = ["backward", "check", "forward"]
+__all__ = ["backward", "check", "forward", "refusal_here"]
 
 WIDEST = 256
 """Heads of which a sum fits in the registers of a group of warps."""
@@ -40,6 +40,17 @@ def check(call: Call) -> None:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
     if names := missing(call):
         raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")
+
+
+def refusal_here(named: str | None) -> str | None:
+    """Returns why these kernels do not run on this machine; None if they do.
+
+    They may be compiled for a GPU that is not here, if they are named.
+    """
+    here = _capability()
+    if here == HOPPER or (here is None and named is not None):
+        return None
+    return f"its products are of compute capability {HOPPER}; this is {here or 'another machine'}"
 
 
 def _capability() -> str | None:

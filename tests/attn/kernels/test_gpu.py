@@ -117,6 +117,22 @@ def test_where_nothing_is_named_loops_over_tiles_run_unless_a_hopper_is_here(mon
 
 
 @pytest.mark.parametrize(
+    ("here", "dtype", "expected"),
+    [
+        ("9.0", "bfloat16", OF_KERNELS["gpu"]),
+        ("9.0", "float32", None),
+        ("8.0", "bfloat16", None),
+        (None, "bfloat16", None),
+    ],
+)
+def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected, monkeypatch):
+    """Loops over tiles, which run elsewhere, are faster with larger ones."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: here)
+    assert kernels.sides_of(jnp.dtype(dtype), None) == expected
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dtype": jnp.float32}, "it is of float32; products are of bfloat16 or float16"),
