@@ -20,8 +20,8 @@ def get_config() -> Config:
     """Returns the config of string copying."""
     return Config(
         claim=(
-            "Attention copies strings of up to 32 letters; at equal width, a mixer with a bounded "
-            "state copies as many letters as that holds."
+            "Attention copies nearly all letters of strings of up to 32; at equal width, a mixer "
+            "with a bounded state copies as many as that holds."
         ),
         task=StringCopy(),
         models=(

@@ -1,9 +1,9 @@
-"""Recall by every mixer without the short convolution before it.
+"""Recall by four mixers without the short convolution before them.
 
 Command   python -m experiments.run configs/small/no_convolution.py
 Minutes   12, on two shared cores
 Expected  at 99 % of seeds 200 to 203 (commit 52d38d8): attention with learned positions 4 of 4,
-          delta rule with and without them 3 (the fourth .26 and .29), all others 0. Median
+          delta rule with and without them 3 (the fourth .26 and .29), SSD and GRU 0. Median
           accuracy: attention without positions .977, SSD and GRU with learned ones .25, which is
           1/4: any value of the row.
 

@@ -1,4 +1,4 @@
-"""Multi-query associative recall by every mixer; the LSTM is in small/no_convolution.py.
+"""Multi-query associative recall by every mixer but the LSTM.
 
 Command   python -m experiments.run configs/small/recall.py
 Minutes   27, on two shared cores

@@ -17,8 +17,9 @@ def get_config() -> Config:
     """Returns the config of recall in rows four times as long as in small/recall.py."""
     return Config(
         claim=(
-            "At four times the length and twice the pairs, and at the same width, attention "
-            "recalls at every distance; a bounded state does as far as it holds sixteen pairs."
+            "At four times the length and twice the pairs, and at the same width, attention can "
+            "recall at every distance, if not from every seed; a bounded state does as far as it "
+            "holds sixteen pairs."
         ),
         task=Recall(vocab_size=512, length=256, num_pairs=16),
         models=("attention,num_heads=4", "ssd,num_heads=1", "delta_rule,num_heads=1"),

@@ -230,10 +230,15 @@ def _environments(results: Results, command: Sequence[str]) -> list[Block]:
         return []
     table = Table(["start", "device", "commit", "versions"], rows)
     arguments = command or results.folder.environments[-1]["command"][1:]
+    path = pathlib.Path(next(iter(arguments), ""))
+    if not command and path.stem != results.name:  # It was run with others, by a suite.
+        own = next(path.parent.rglob(f"{results.name}.py"), None)
+        if own is not None:
+            arguments = [str(own), "--seed", str(results.config.seed)]
+            path = own
     lines = [arguments]
-    # Of a suite, or of some models already, the command of one row cannot be told from it.
-    is_own = command or pathlib.Path(next(iter(arguments), "")).stem == results.name
-    if is_own:
+    # Of some models already, the command of one row cannot be told from it.
+    if command or path.stem == results.name:
         lines += [[*_without_models(arguments), "--models", model] for model in results.models]
     commands = [f"python -m experiments.run {shlex.join(line)}" for line in lines]
     commit = results.folder.environments[-1]["commit"]

@@ -37,7 +37,7 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
+def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, monkeypatch, inside):
     folders = [make_run(tmp_path, small_config(seed=i), ALL, name=f"run{i}") for i in (2, 0, 1)]
     own = ["own.py", "--models", *ALL, "--seed", "7"]
     commands = {folder.path.name: own for folder in folders[:1]}
@@ -56,8 +56,16 @@ def test_the_page_of_a_suite_has_its_claim_and_its_order(tmp_path, inside):
     assert f"experiments.run own.py --models {' '.join(ALL)} --seed 7\n" in page
     assert re.findall(r"experiments.run own.py --seed 7 --models (\w+)", page) == list(ALL)
     beside = make_run(tmp_path, small_config(seed=3), ALL, name="beside")
+    # One whose config is there, but which was run with others, is run again by that.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/own").mkdir(parents=True)
+    (tmp_path / "configs/own/beside.py").touch()
     assert main([str(suite.path), str(beside.path)]) == 0
     page = (suite.path / "report.html").read_text()
+    plain = html.unescape(page)
+    assert "experiments.run configs/own/beside.py --seed 3\n" in plain
+    alone = r"experiments.run configs/own/beside.py --seed 3 --models (\w+)"
+    assert re.findall(alone, plain) == list(ALL)
     rows = [row[0] for row in Page(page).tables[0]]
     assert rows == ["task", "run2", "run0", "run1", "beside"]
 
