@@ -18,8 +18,8 @@ def get_config() -> Config:
     """Returns the config of recall at several widths."""
     return Config(
         claim=(
-            "Attention can recall at every width that holds the vocabulary apart, if not from every "
-            "seed; what a mixer with a bounded state recalls grows with its width."
+            "Attention can recall at every width that holds the vocabulary apart, if not from "
+            "every seed; what a mixer with a bounded state recalls grows with its width."
         ),
         task=Recall(vocab_size=256, length=64, num_pairs=4),
         models=tuple(f"{mixer},width={width}" for mixer in MIXERS for width in WIDTHS),

@@ -96,7 +96,7 @@ def _brackets(results: Results) -> str:
         )
     return (
         "In brackets after a mean: where that of as many other seeds falls at this learning rate, "
-        f"by Student's t made {WIDER:g} times wider, which a repetition has shown to be enough, "
+        f"by Student's t made {WIDER:g} times as wide, which a repetition has shown to be enough, "
         "and for accuracy no less than Wilson's interval over all answers."
     )
 

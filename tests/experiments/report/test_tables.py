@@ -118,7 +118,7 @@ def test_tables_by_length_and_distance(tmp_path):
     results = Results.load(folder)
     of_lengths = [results.mean("attention", "accuracy", n) for n in (16, 32)]
     assert by_length[1][1:] == [words.mean(x, "accuracy") for x in of_lengths]
-    assert by_length[1][2].startswith("0.965 [0.6"), "the mean of .900, .995 and 1, and its spread"
+    assert by_length[1][2].startswith("0.965 [0.5"), "the mean of .900, .995 and 1, and its spread"
     header = ["model", *(f"{a}-{b}" if b > a else str(a) for a, b in results.bins())]
     by_distance = next(t for t in tables if t[0] == header)
     seeds = [a["by_distance"]["accuracy"] for a in results.asked("attention")]
