@@ -20,17 +20,18 @@ def test_calls_take_turns_and_the_first_is_not_counted():
     assert times["b"] < 0.1
 
 
-def test_a_turn_is_as_many_calls_as_fill_its_time():
-    seen = {"long": 0, "short": 0}
+def test_a_turn_is_as_many_calls_as_fill_its_time(monkeypatch):
+    seen, now = {"long": 0, "short": 0, "shortest": 0}, [0.0]
+    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: now[0])
 
     def call(name, seconds):
         seen[name] += 1
-        time.sleep(seconds)
+        now[0] += seconds
 
-    calls = {"long": lambda: call("long", 0.03), "short": lambda: call("short", 0.0)}
-    times = take_turns(calls, repeats=1, turn_seconds=0.02)
-    assert seen == {"long": 2, "short": 1 + MOST}
-    assert times["short"] < 0.01 < times["long"]
+    lengths = {"long": 32.0, "short": 4.0, "shortest": 0.25}
+    calls = {name: lambda name=name: call(name, lengths[name]) for name in seen}
+    assert take_turns(calls, repeats=1, turn_seconds=20.0) == lengths
+    assert seen == {"long": 2, "short": 1 + 5, "shortest": 1 + MOST}
 
 
 def test_what_a_call_returns_is_waited_for():

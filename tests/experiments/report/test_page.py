@@ -39,7 +39,8 @@ def test_a_page_is_complete_in_itself(tmp_path, several):
     assert str(tmp_path) not in text + markdown
 
 
-def test_what_a_person_wrote_is_escaped(tmp_path):
+def test_what_a_person_wrote_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Where no config is of the name of the run.
     text, markdown = write(tmp_path, make_run(tmp_path, small_config(), ALL))
     assert "it &lt;everywhere&gt;; a window | does not" in text
     assert "a window | does not" in markdown
