@@ -1,6 +1,13 @@
 """Induction heads as published: trained on 256 tokens, asked on up to 4096.
 
 Command   python -m experiments.run configs/small/induction_long.py
+Minutes   16, on two shared cores, beside other work
+Expected  mean accuracy at 256 and 4096 tokens of seeds 200 to 203 (commit ed2f1b4), 200 answers a
+          seed: attention without a position code .994 and .997, GRU .82 and .79, delta rule .75 and
+          .58, with rotary positions .29 and .11, SSD .29 and .13: what has not learned at 256, in
+          one seed of four (GRU), two or three, brings these down
+
+Not of the suite, which is long enough.
 """
 
 from experiments.config import Config, EvaluateConfig, OptimizerConfig, SweepConfig, TrainConfig
