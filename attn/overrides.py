@@ -198,7 +198,7 @@ def register(primitive: Primitive, of_params: Callable) -> None:
                     for types in (context.avals_in, context.avals_out)
                 ]
                 context = context.replace(avals_in=plain[0], avals_out=plain[1])
-            for options in _all_options_of(platform, function.kernel):
+            for options in _ways(platform, function.kernel):
                 run = functools.partial(function.kernel.run, **options)
                 try:
                     if not options["interpret"] and _is_divided(context):
@@ -240,7 +240,7 @@ def _is_divided(context: Any) -> bool:
     return manual | frozenset(axes.mesh.manual_axes) != frozenset(axes.mesh.axis_names)
 
 
-def _all_options_of(platform: str, kernel: Kernel | None) -> list[dict[str, Any]]:
+def _ways(platform: str, kernel: Kernel | None) -> list[dict[str, Any]]:
     """Returns how a kernel is called: one after the other, until one takes the call."""
     if kernel is None:
         return []

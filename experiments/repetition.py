@@ -1,6 +1,6 @@
 """Runs again, with other seeds: do they fall where the first ones said that others would?
 
-    python -m experiments.repetition FIRST AGAIN
+    python -m experiments.repetition FIRST AGAIN [--wider 2.0]
 
 Each is a run, a suite or a folder of runs; runs of one name are compared, whose configs may differ
 in nothing but their seed. For every model that both have:
@@ -31,7 +31,7 @@ from experiments import statistics
 from experiments.config import to_dict
 from experiments.records import folders_of
 from experiments.report import words
-from experiments.results import Results
+from experiments.results import WIDER, Results
 
 KINDS = ("successes", "accuracy", "loss", "difference")
 
@@ -62,8 +62,13 @@ class Prediction(NamedTuple):
         return f"{self.run}: {self.model}: {what} is {self.found:.4g}, expected in {expected}{rate}"
 
 
-def compare(first: Results, again: Results) -> Iterator[Prediction]:
+def compare(first: Results, again: Results, wider: float = WIDER) -> Iterator[Prediction]:
     """Yields the figures of each model that two runs of one config both have.
+
+    Args:
+      first: the run that predicts.
+      again: the one made again.
+      wider: than for normal values, by how much the intervals of means are.
 
     Raises:
       ValueError: if the configs differ in more than seed, models and claim, or seeds are shared.
@@ -82,7 +87,9 @@ def compare(first: Results, again: Results) -> Iterator[Prediction]:
         yield of_model("successes", "", same_rate, interval, again.success(model).successes)
         for length in first.lengths:
             for metric in ("accuracy", "loss"):
-                (_, interval), (mean, _) = (x.mean(model, metric, length) for x in both)
+                (_, interval), (mean, _) = (
+                    x.mean(model, metric, length, wider=wider) for x in both
+                )
                 yield of_model(metric, f"at {length:,}", same_rate, interval, mean)
         rival = first.rival(model)
         if rival is None or rival not in again.models:
@@ -133,6 +140,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("first", type=pathlib.Path, help="a run, a suite or a folder of runs")
     parser.add_argument("again", type=pathlib.Path, help="the same, made again with another --seed")
+    parser.add_argument(
+        "--wider",
+        type=float,
+        default=WIDER,
+        help="factor of Student's intervals of means (default: %(default)s, that of the page)",
+    )
     chosen = parser.parse_args(arguments)
     try:
         first, again = (
@@ -140,7 +153,7 @@ def main(arguments: list[str]) -> int:
             for path in (chosen.first, chosen.again)
         )
         shared = [name for name in first if name in again]
-        found = [x for name in shared for x in compare(first[name], again[name])]
+        found = [x for name in shared for x in compare(first[name], again[name], chosen.wider)]
         if not found:
             raise ValueError(f"{chosen.again} has no model of a run of {chosen.first}")
     except (ValueError, OSError) as error:

@@ -146,26 +146,32 @@ class Results:
         return statistics.kaplan_meier(times, observed)
 
     def mean(
-        self, model: str, metric: str = "accuracy", length: int | None = None, group: str = ""
+        self,
+        model: str,
+        metric: str = "accuracy",
+        length: int | None = None,
+        group: str = "",
+        wider: float = WIDER,
     ) -> tuple[float, tuple[float, float]]:
         """Returns the mean of a model's seeds, and where that of as many other seeds falls.
 
-        The interval is ``statistics.repeated_mean_interval``, ``WIDER``, and of accuracy at least
-        Wilson's over all their answers, which seeds that happen to agree would fall below. Of one
-        seed it is that over test rows, which says nothing of other seeds.
+        The interval is ``statistics.repeated_mean_interval``, and of accuracy at least Wilson's
+        over all their answers, which seeds that happen to agree would fall below. Of one seed it
+        is that over test rows, which says nothing of other seeds.
 
         Args:
           model: one of ``models``.
           metric: ``accuracy`` or ``loss``.
           length: of rows; the own one by default.
           group: ``with_source`` or ``without_source``; by default what a run is scored by.
+          wider: than for normal values, by how much the interval is.
         """
         found = [x[group] if group else main_score(x) for x in self.asked(model, length)]
         values = [x[metric] for x in found]
         mean = sum(values) / len(values)
         if len(values) == 1:
             return mean, tuple(found[0][f"{metric}_interval"])
-        low, high = statistics.repeated_mean_interval(values, wider=WIDER)
+        low, high = statistics.repeated_mean_interval(values, wider=wider)
         if metric == "loss":
             return mean, (max(low, 0.0), high)
         answers = sum(x["answers"] for x in found)

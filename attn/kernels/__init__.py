@@ -26,13 +26,13 @@ from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
 from attn.tiles import OF_KERNELS, TileSizes
 
+HALF = "bfloat16", "float16"
+"""The dtypes of arrays that kernels for GPU take."""
+
 
 def of_hardware(kernels: str) -> ModuleType:
     """Returns the module of the kernels for one kind of hardware: forward, backward and check."""
     return importlib.import_module(f"attn.kernels.{kernels}")
-
-
-HALF = "bfloat16", "float16"
 
 
 def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
@@ -65,9 +65,10 @@ def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
     """
     for how in all_options_of(jax.default_backend(), named):
         kernels = how["kernels"]
-        run = how["interpret"] or kernels != "gpu"
-        run = run or (dtype in HALF and of_hardware(kernels).refusal_here(named) is None)
-        if kernels in OF_KERNELS and run:
+        is_asked = kernels == "gpu" and not how["interpret"]
+        if is_asked and (dtype not in HALF or of_hardware(kernels).refusal_here(named)):
+            continue
+        if kernels in OF_KERNELS:
             return OF_KERNELS[kernels]
     return None
 

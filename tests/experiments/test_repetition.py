@@ -41,6 +41,15 @@ def test_every_figure_is_that_of_the_page(tmp_path):
     assert difference.found == pytest.approx(0.925 / 3 - 2.96 / 3, abs=0.005)
 
 
+def test_wider_intervals_are_of_means_alone(tmp_path):
+    first, again = map(Results.load, pair(tmp_path, UNLIKE))
+    found = [list(compare(first, again, wider)) for wider in (1.0, 50.0)]
+    ends = [[x.interval for x in every if x.kind == "loss"] for every in found]
+    assert all(high < wide for (_, high), (_, wide) in zip(*ends, strict=True))
+    others = [[x for x in every if x.kind in ("successes", "difference")] for every in found]
+    assert others[0] == others[1]
+
+
 def test_the_command_names_what_fell_elsewhere(tmp_path, capsys):
     first, again = pair(tmp_path, UNLIKE)
     assert main([str(first.path), str(again.path.parent)]) == 0

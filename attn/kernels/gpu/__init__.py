@@ -25,11 +25,8 @@ def check(call: Call) -> None:
         raise Refused("it has a bias of distances")
     if call.interpret:
         return
-    here = _capability()
-    if here != HOPPER and (here is not None or call.plan.named is None):
-        raise Refused(
-            f"its products are of compute capability {HOPPER}; this is {here or 'another'}"
-        )
+    if (reason := refusal_here(call.plan.named)) is not None:
+        raise Refused(reason)
     grid, block = call.plan.grid, ROWS * GROUPS
     sides = grid.query_side, grid.key_side
     if any(side % block for side in sides):
