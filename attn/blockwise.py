@@ -38,6 +38,7 @@ from attn.overrides import Kernel, Opaque, Pull, options_of
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
 from attn.spread import Heads, Ring
+from attn.target import target
 from attn.tiles import QUERIES, Tile, TileSizes
 
 
@@ -101,7 +102,7 @@ def attend(
     inputs = call.arrange(params, query, key, value, bias, scale)
     if call.named == "fused":
         # What the hardware has no room for is known when its program is compiled.
-        here = options_of(jax.default_backend(), call.named)
+        here = options_of(target().platform, call.named)
         of_hardware = "tpu" if here is None else here["kernels"]
         kernels.check(call, context, inputs, kernels=of_hardware, interpret=True)
     output, lse = _attend(call, context, inputs)

@@ -20,10 +20,8 @@ from attn.dtypes import accumulated
 from attn.masks import Mask
 from attn.overrides import KERNELS, Refused, options_of, usual_of
 from attn.plan import Context, Plan, plan
+from attn.target import PLATFORMS, target
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
-
-_NAMED = ("cpu", "gpu", "tpu")
-"""Platforms that a caller may name."""
 
 
 class Cost(NamedTuple):
@@ -107,8 +105,8 @@ def explain(
     query, key, value, _ = shapes
     resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
     if platform is not None:
-        arguments.check_choice("platform", platform, _NAMED)
-    platform = platform or jax.default_backend()
+        arguments.check_choice("platform", platform, PLATFORMS)
+    platform = platform or target().platform
     arrays = query, key, value, shapes[3]
     refusals = {
         kind: _refusal(kind, named, platform, arrays, resolved, options) for kind in KERNELS
@@ -168,7 +166,7 @@ def _refusal(
         return f"its kernels are for {places}; this is {platform}"
     query, key, value, bias = arrays
     if how["kernels"] == "cudnn":
-        is_basic, is_here = options.get("scale") is None, platform == jax.default_backend()
+        is_basic, is_here = options.get("scale") is None, platform == target().platform
         changes = bias, resolved.mask, resolved.score
         asked = kernels.cudnn.Asked(query, key, value, *changes, is_basic)
         try:

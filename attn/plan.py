@@ -32,6 +32,7 @@ from attn.overrides import Pull
 from attn.products import scores_of
 from attn.scores import Score
 from attn.spread import Heads, Ring, shares_of
+from attn.target import target
 from attn.tile_sum import tile_sum
 from attn.tiles import (
     EMPTY,
@@ -322,7 +323,7 @@ def plan(
     *batch, num_queries, num_heads, _ = query.shape
     dtype = accumulated(query.dtype)
     if sides is None:
-        sides = tile_sizes(jax.default_backend(), query.shape, key.shape, mask is not None)
+        sides = tile_sizes(target().platform, query.shape, key.shape, mask is not None)
     ring = spread if isinstance(spread, Ring) else None
     heads = spread if isinstance(spread, Heads) else None
     lengths = num_queries, key.shape[-3]

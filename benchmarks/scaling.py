@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling [--kind v5p] [--lengths 8192 ...] [--chips 1 4 ...]
 
-The training step of configs/full/long_context.py, its tokens spread over chips, compiled for a TPU
-of each size; a Markdown table, a row a compilation. See ``experiments.compile`` for its columns.
+The training step of configs/full/long_context.py, its tokens spread over chips, compiled for each
+number of TPUs or GPUs; a Markdown table, a row a compilation. See ``experiments.compile`` for its
+columns.
 """
 
 import dataclasses
@@ -14,16 +15,18 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.compile import CHIPS, compile_steps, devices_of, shown
+from experiments.compile import compile_steps, shown
 from experiments.mesh import MeshConfig
 from experiments.run import parse
+from experiments.targets import chip_of, devices_of
 
 SHAPES = {
     "v5e": {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
     "v5p": {1: "2x2x1", 4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8"},
 }
 SHAPES["v6e"] = SHAPES["v5e"]
-"""The slice, by kind and number of chips."""
+SHAPES["h100"] = SHAPES["h200"] = {1: "1", 4: "4", 16: "2x8", 64: "8x8", 256: "32x8"}
+"""The slice, or machines and GPUs of each, by kind and number of chips."""
 CONFIG = pathlib.Path("configs/full/long_context.py")
 
 
@@ -31,7 +34,7 @@ CONFIG = pathlib.Path("configs/full/long_context.py")
 class Options:
     """What is compiled: every length on every number of chips, at 1k to 256k tokens a chip."""
 
-    kind: Literal["v5e", "v5p", "v6e"] = "v5p"
+    kind: Literal["v5e", "v5p", "v6e", "h100", "h200"] = "v5p"
     """Of the chips."""
     lengths: tuple[int, ...] = (8192, 65_536, 262_144, 1_048_576)
     """Tokens of a row."""
@@ -42,7 +45,6 @@ class Options:
 def main() -> None:
     """Prints the table."""
     options = tyro.cli(Options, description=__doc__)
-    chip = CHIPS[options.kind]
     print(f"jax {jax.__version__}, compiled for {options.kind}; a step is of one row\n")
     print(
         "| tokens | chips | holds, GB | of it temporary | fits | TFLOP a step | sent, MB a step | "
@@ -57,9 +59,10 @@ def main() -> None:
             overrides += ["--train.steps-per-dispatch", "1"]
             (config,) = parse(CONFIG, overrides).values()
             assert config.mesh == MeshConfig(sequence=count)
-            devices = devices_of(f"{options.kind}:{SHAPES[options.kind][count]}")[:count]
+            target = f"{options.kind}:{SHAPES[options.kind][count]}"
+            devices, chip = devices_of(target)[:count], chip_of(target)
             begun = time.perf_counter()
-            found = compile_steps(config, config.models[0], devices)
+            found = compile_steps(config, config.models[0], target, devices)
             seconds = time.perf_counter() - begun
             fits = "yes" if found.bytes <= 1e9 * chip.gigabytes else "no"
             row = [

@@ -1,10 +1,12 @@
-"""Compile the training step of a config for a TPU that is not here: does it fit, what must it take?
+"""Compile the training step of a config for chips that are not here: does it fit, what it takes.
 
     python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...]
 
-The compiler is that of a TPU (``pip install --no-deps libtpu``; x86-64 Linux) and needs none. The
-runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.sequence`` and
-``--mesh.model``, each run over several of them. Of every model:
+A target is a kind of TPU (v4, v5e, v5p, v6e) or GPU (h100, h200) and its shape, as in ``v5p:4x4x4``
+or ``h100:8``. The compilers need no such chip (x86-64 Linux; ``pip install --no-deps libtpu``, or
+``jax-cuda13-pjrt jax-cuda13-plugin nvidia-cuda-nvcc nvidia-nvvm``). The runs of a sweep are spread
+over the chips and, with ``--mesh.data``, ``--mesh.sequence`` and ``--mesh.model``, each run over
+several of them. Of every model:
 
 - the runs that a chip takes part in, and what they hold of its memory;
 - what it sends in a step: the collectives of the program, loops counted (``experiments.traffic``);
@@ -16,25 +18,23 @@ runs of a sweep are spread over the chips and, with ``--mesh.data``, ``--mesh.se
 """
 
 import math
-import os
 import pathlib
 import re
 import sys
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
+from attn.target import compiled_for
 from experiments.config import Config
 from experiments.console import describe_mesh
 from experiments.flops import flops_of
 from experiments.mesh import of_states
 from experiments.run import choose, members
 from experiments.runs import places_for
+from experiments.targets import Chip, checked, chip_of, devices_of
 from experiments.traffic import Traffic, traffic
 from experiments.train import build_program
 
@@ -43,32 +43,6 @@ USAGE = (
 )
 
 
-class Chip(NamedTuple):
-    """What a chip has, by Google Cloud's documentation of TPU versions."""
-
-    gigabytes: float
-    """Of memory."""
-    flops: float
-    """A second, of products in bfloat16."""
-    memory: float
-    """Bytes a second, to its memory and back."""
-    links: float
-    """Bytes a second, over all links to other chips."""
-
-
-CHIPS = {
-    "v4": Chip(32, 275e12, 1228e9, 300e9),
-    "v5e": Chip(16, 197e12, 819e9, 200e9),
-    "v5p": Chip(95, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32, 918e12, 1640e9, 448e9),
-}
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""Without these the compiler would look for a TPU."""
 SHOWN = "v5e"
 """A kind whose programs the compiler shows."""
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -123,7 +97,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chip = CHIPS[target.partition(":")[0]]
+    chip = chip_of(target)
     console, fits = Console(), True
     for name, config in configs.items():
         table = Table("model", "runs a chip", "MB: state + working", "fits")
@@ -131,7 +105,7 @@ def main(arguments: list[str]) -> int:
             table.add_column(column, justify="right")
         sent = {}
         for model in config.models:
-            found = compile_steps(config, model, devices)
+            found = compile_steps(config, model, target, devices)
             is_in = found.bytes <= 1e9 * chip.gigabytes
             fits &= is_in
             table.add_row(
@@ -161,15 +135,7 @@ def _target(arguments: list[str]) -> tuple[str, list[str]]:
         return "v5e:2x2", arguments
     n = arguments.index("--target")
     target = arguments[n + 1] if n + 1 < len(arguments) else ""
-    kind, _, shape = target.partition(":")
-    if kind not in CHIPS or not shape:
-        raise ValueError(
-            f"--target is {target!r}; expected KIND:SHAPE, KIND one of {', '.join(CHIPS)}, as "
-            "in v5e:2x2 or v5p:4x4x4"
-        )
-    if not all(side.isdecimal() and int(side) for side in shape.split("x")):
-        raise ValueError(f"--target is {target!r}; expected sides of 1 and more, as in v5e:2x2")
-    return target, arguments[:n] + arguments[n + 2 :]
+    return checked(target), arguments[:n] + arguments[n + 2 :]
 
 
 def _parted(argument: str) -> list[str]:
@@ -178,38 +144,21 @@ def _parted(argument: str) -> list[str]:
     return [name, value] if name == "--target" and is_given else [argument]
 
 
-def devices_of(target: str) -> list[Any]:
-    """Returns the chips of a topology that is described, not there.
-
-    Raises:
-      ValueError: if the compiler is not installed or knows no such topology.
-    """
-    if find_spec("libtpu") is None:
-        raise ValueError("the compiler for TPU is not installed: pip install --no-deps libtpu")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        topology = topologies.get_topology_desc(target, platform="tpu")
-    except Exception as error:  # The compiler's own, of several types.
-        raise ValueError(f"--target is {target!r}, which the compiler refuses: {error}") from None
-    return list(np.array(topology.devices).flatten())
-
-
-def compile_steps(config: Config, model: str, devices: list[Any]) -> Compiled:
-    """Returns what a dispatch of the model's runs takes of each of these chips."""
-    found, program = _compiled(config, model, devices)
+def compile_steps(config: Config, model: str, target: str, devices: list[Any]) -> Compiled:
+    """Returns what a dispatch of the model's runs takes of each of these chips of a target."""
+    found, program = _compiled(config, model, target, devices)
     if program is None:
         return found
     sent = _traffic_of(program)
     shape = next((shape for count, shape in SHAPES.items() if count >= len(devices)), None)
     if sent is None and shape is not None:
-        others = devices_of(f"{SHOWN}:{shape}")[: len(devices)]
-        _, program = _compiled(config, model, others)
+        other = f"{SHOWN}:{shape}"
+        _, program = _compiled(config, model, other, devices_of(other)[: len(devices)])
         sent = None if program is None else _traffic_of(program)
     return found._replace(traffic=sent)
 
 
-def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled, Any]:
+def _compiled(config: Config, model: str, target: str, devices: list[Any]) -> tuple[Compiled, Any]:
     """Returns what is known before the program is read, and the program; None if it is too big."""
     searched = len(config.tuning_seeds) * len(config.sweep.learning_rates)
     places = places_for(config.mesh, searched, config.sweep.seeds, devices=devices)
@@ -225,8 +174,10 @@ def _compiled(config: Config, model: str, devices: list[Any]) -> tuple[Compiled,
     of_runs = jax.tree.map(placed, of_runs, of_states(places.mesh, of_runs))
     shared = jax.tree.map(lambda x: placed(x, everywhere), data)
     flops = flops_of(config, model, program, data)
+    chip = chip_of(target)
     try:
-        compiled = program.dispatch.lower(*of_runs, shared).compile()
+        with compiled_for(chip.platform, chip.capability):
+            compiled = program.dispatch.lower(*of_runs, shared).compile()
     except jax.errors.JaxRuntimeError as error:
         arguments, temporary, compiled = _bytes_of(of_runs), _too_many(error), None
     else:

@@ -1,6 +1,5 @@
 """README's code runs as it stands there."""
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -12,9 +11,10 @@ import tomllib
 import pytest
 
 from benchmarks import where
+from experiments import targets
 from experiments.run import parse
+from tests.compilers import ENVIRONMENT
 from tests.experiments.test_processes import free_port, of_slurm
-from tests.tpu import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -83,8 +83,10 @@ def test_a_line_from_a_laptop_to_a_pod_runs(words, tmp_path):
     _, *words = (SMALLER.get(word, word) for word in words)
     words += [word for name, value in LITTLE.items() for word in (f"--{name}", value)]
     words[words.index("-m") + 2] = str(ROOT / words[words.index("-m") + 2])
-    if "experiments.compile" in words and not importlib.util.find_spec("libtpu"):
-        pytest.skip("libtpu, the compiler, is not installed")
+    if "experiments.compile" in words:
+        target = words[words.index("--target") + 1] if "--target" in words else "v5e:2x2"
+        if not targets.is_installed(targets.chip_of(target).platform):
+            pytest.skip(f"the compiler for {target} is not installed")
     count = 2 if "--processes.detect" in words else 1
     num_devices, port = (4 if count == 2 else 16), free_port()
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}

@@ -24,10 +24,8 @@ from attn.kernels import cudnn
 from attn.overrides import Refused, all_options_of
 from attn.plan import group_queries, ungroup_queries
 from attn.spread import shares_of
+from attn.target import target
 from attn.tiles import OF_KERNELS, TileSizes
-
-HALF = "bfloat16", "float16"
-"""The dtypes of arrays that kernels for GPU take."""
 
 
 def of_hardware(kernels: str) -> ModuleType:
@@ -45,7 +43,7 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
     Raises:
       attn.overrides.Refused: if cuDNN is named and cannot take it.
     """
-    platform = jax.default_backend()
+    platform = target().platform
     if named == "cudnn" and not all_options_of(platform, named):
         raise Refused(f"cuDNN is for gpu; this is {platform}", named)
     for how in all_options_of(platform, named):
@@ -63,11 +61,12 @@ def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
 
     None if there are none: loops over tiles have sides of their own.
     """
-    for how in all_options_of(jax.default_backend(), named):
+    for how in all_options_of(target().platform, named):
         kernels = how["kernels"]
-        is_asked = kernels == "gpu" and not how["interpret"]
-        if is_asked and (dtype not in HALF or of_hardware(kernels).refusal_here(named)):
-            continue
+        if kernels == "gpu" and not how["interpret"]:
+            hardware = of_hardware(kernels)
+            if dtype not in hardware.DTYPES or hardware.refusal_here(named):
+                continue
         if kernels in OF_KERNELS:
             return OF_KERNELS[kernels]
     return None

@@ -10,7 +10,7 @@ import pytest
 from attn import masks, sharded
 from attn.blockwise import blockwise_attention
 from attn.dot_product import IMPLEMENTATIONS
-from attn.overrides import KERNELS, Refused
+from attn.overrides import KERNELS
 from attn.tiles import TileSizes, ceil_div
 
 SMALL_TILES = "blockwise in small tiles"
@@ -56,20 +56,6 @@ def spread_attention(
     return output[..., : lengths[0], :, :].astype(lse.dtype), lse[..., : lengths[0], :]
 
 
-def but_for(reason, function):
-    """The function, its test skipped where kernels refuse for this reason."""
-
-    def attend(*arguments, **options):
-        try:
-            return function(*arguments, **options)
-        except Refused as refusal:
-            if refusal.reason != reason:
-                raise
-            pytest.skip(reason)
-
-    return attend
-
-
 # Last, so that all implementations of a case run in a row and share what they are compared with.
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc):
@@ -101,7 +87,6 @@ def implementation(request, monkeypatch):
             sides = TileSizes(query=5, key=4)
             monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
         tiled = functools.partial(blockwise_attention, sides=sides, named=named)
-        tiled = but_for("it has a bias of distances", tiled)
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, tiled)
     if request.param in (SPREAD, SPREAD_KERNELS):
         named = "fused" if request.param == SPREAD_KERNELS else None

@@ -166,9 +166,9 @@ def test_a_platform_that_is_not_here():
     assert [y.implementation for y in found.values()] == ["blockwise", "cudnn", "fused"]
     assert found["tpu"].tile == (512, 512)
     assert found["gpu"].refused["fused"] == ("cudnn is faster: it runs if it is named")
-    y = jax.ShapeDtypeStruct(x.shape, "float32")
+    y = jax.ShapeDtypeStruct((1, 1998, 4, 320), "bfloat16")
     reason = attn.explain(y, y, y, platform="gpu").refused["fused"]
-    assert reason == "it is of float32; products are of bfloat16 or float16"
+    assert reason == "its heads are 320 wide, more than 256"
     named = attn.explain(x, x, x, platform="gpu", implementation="fused")
     assert (named.implementation, named.tile) == ("fused", (128, 128))
     with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):

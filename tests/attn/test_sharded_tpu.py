@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
+from tests.compilers import TOPOLOGIES, lines_of, needs_tpu_compiler
 
 PROGRAM = """
 import re, sys
@@ -40,7 +40,7 @@ for computation in compiled.as_text().split("\\n}\\n"):
 
 
 @pytest.mark.slow
-@needs_compiler
+@needs_tpu_compiler
 @pytest.mark.parametrize(
     ("chip", "method", "placement", "named"),
     [("v5e", method, "contiguous", "blockwise") for method in ("ring", "gather", "all_to_all")]
@@ -53,7 +53,7 @@ def test_the_compiler_for_tpu_takes_it(chip, method, placement, named):
 
     So it is of loops over tiles; of kernels see below.
     """
-    found = lines_of(PROGRAM, TOPOLOGIES[chip], method, placement, named)
+    found = lines_of("-c", PROGRAM, TOPOLOGIES[chip], method, placement, named)
     ((_, size),) = (x for x in found if x[0] == "bytes")
     assert int(size) < 4 * 16384**2
     ((_, kernels),) = (x for x in found if x[0] == "kernels")

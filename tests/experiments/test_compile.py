@@ -1,10 +1,10 @@
-"""The command that compiles for a TPU: what it refuses, and what it says."""
+"""The command that compiles for chips that are not here: what it refuses, and what it says."""
 
 import pytest
 
-import experiments.compile
+from experiments import targets
 from experiments.compile import _too_many, main
-from tests.tpu import ROOT, needs_compiler, run_python
+from tests.compilers import ROOT, needs_gpu_compiler, needs_tpu_compiler, run_python
 
 SMOKE = str(ROOT / "configs" / "smoke.py")
 
@@ -33,13 +33,15 @@ def test_a_wrong_command_line(arguments, message, capsys):
 
 
 def test_without_the_compiler(capsys, monkeypatch):
-    monkeypatch.setattr(experiments.compile, "find_spec", lambda name: None)
+    monkeypatch.setattr(targets, "is_installed", lambda platform: False)
     assert main([SMOKE]) == 2
     assert "pip install --no-deps libtpu" in capsys.readouterr().err
+    assert main([SMOKE, "--target", "h100:1"]) == 2
+    assert "pip install --no-deps jax-cuda13-pjrt" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@needs_compiler
+@needs_tpu_compiler
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -53,6 +55,18 @@ def test_it_compiles(arguments, status, message):
     run = run_python("-m", "experiments.compile", SMOKE, *arguments)
     assert run.returncode == status, run.stderr[-3000:]
     assert message in run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--target", "h100:1"], "1 chips of 80 GB"), (["--target=h200:2x8"], "16 chips of 141 GB")],
+)
+def test_it_compiles_for_gpus(arguments, message):
+    run = run_python("-m", "experiments.compile", SMOKE, *arguments)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert message in run.stdout
 
 
 def test_what_does_not_fit_is_read_from_the_refusal():

@@ -10,7 +10,7 @@ import experiments.run
 from experiments.config import SweepConfig
 from experiments.models import MIXERS
 from experiments.records import RunFolder
-from tests.tpu import ROOT, needs_compiler, run_python
+from tests.compilers import ROOT, needs_tpu_compiler, run_python
 
 FULL = sorted((ROOT / "configs" / "full").glob("*.py"))
 STEPS = [
@@ -60,7 +60,7 @@ def test_a_full_config_runs(path, tmp_path):
         assert folder.model(model).is_evaluated
 
 
-@needs_compiler
+@needs_tpu_compiler
 @pytest.mark.parametrize(("path", "model"), STEPS, ids=lambda x: getattr(x, "stem", x))
 def test_the_step_of_a_full_config_compiles_for_a_tpu(path, model):
     compiled = run_python("-m", "experiments.compile", str(path), "--models", model)

@@ -1,18 +1,16 @@
 """The two passes of first order for Hopper GPUs, in Pallas's Mosaic."""
 
-from typing import Any
-
-import jax
-
-from attn.kernels import HALF
 from attn.kernels.call import Call
 from attn.kernels.gpu.operations import missing
-from attn.kernels.gpu.passes import backward, forward
+from attn.kernels.gpu.passes import backward, forward, walks_of
 from attn.kernels.gpu.walk import GROUPS, ROWS
 from attn.overrides import Refused
+from attn.target import target
 
-__all__ = ["backward", "check", "forward", "refusal_here"]
+__all__ = ["DTYPES", "backward", "check", "forward", "refusal_here"]
 
+DTYPES = "bfloat16", "float16", "float32"
+"""Of arrays that these kernels take."""
 WIDEST = 256
 """Heads of which a sum fits in the registers of a group of warps."""
 HOPPER = "9.0"
@@ -21,8 +19,6 @@ HOPPER = "9.0"
 
 def check(call: Call) -> None:
     """Raises ``Refused`` if these kernels, or the hardware if it is to run them, cannot."""
-    if any(x.is_diagonal for x in call.pairs.inputs):
-        raise Refused("it has a bias of distances")
     if call.interpret:
         return
     if (reason := refusal_here(call.plan.named)) is not None:
@@ -31,10 +27,11 @@ def check(call: Call) -> None:
     sides = grid.query_side, grid.key_side
     if any(side % block for side in sides):
         raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {block}")
-    if call.plan.dtype not in HALF:
-        raise Refused(f"it is of {call.plan.dtype}; products are of bfloat16 or float16")
+    if call.plan.dtype not in DTYPES:
+        raise Refused(f"it is of {call.plan.dtype}; sums are of float32")
     if max(call.widths) > WIDEST:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
+    walks_of(call)
     if names := missing(call):
         raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")
 
@@ -44,13 +41,7 @@ def refusal_here(named: str | None) -> str | None:
 
     They may be compiled for a GPU that is not here, if they are named.
     """
-    here = _capability()
+    here = target().capability
     if here == HOPPER or (here is None and named is not None):
         return None
     return f"its products are of compute capability {HOPPER}; this is {here or 'another machine'}"
-
-
-def _capability() -> str | None:
-    """Returns what the GPU that is here can do; None if none is, as where one is compiled for."""
-    device: Any = jax.devices()[0]
-    return device.compute_capability if jax.default_backend() == "gpu" else None

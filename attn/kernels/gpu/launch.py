@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from attn.devices import unvarying, vary, varying
+from attn.kernels.gpu.lists import Lists
 from attn.overrides import Opaque
 
 COMPUTING, BRINGING = 232, 40
@@ -29,6 +30,18 @@ TILED = 64
 """Of a width: shared memory is tiled by as many elements of two bytes."""
 SHARED_BYTES = 200 * 2**10
 """Of shared memory, for what stays and what comes."""
+MOST_SLOTS = 4
+
+
+class Coming(NamedTuple):
+    """An array of which a part comes at a time."""
+
+    array: Array
+    """``[*B, N or K, m, W]``"""
+    length: int
+    """c, of the part."""
+    copies: int = 1
+    """How many come at once: one for all groups, or one for each."""
 
 
 class Stop(NamedTuple):
@@ -36,8 +49,9 @@ class Stop(NamedTuple):
 
     staying: Sequence[Any]
     """Its part of what stays, in global memory."""
-    coming: Callable[[Any], Sequence[Any]]
-    """The k-th that comes, in global memory."""
+    coming: Callable[[Any], Sequence[Callable[[Any], Any]]]
+    """The k-th that comes: of each array, from which of the copies, where it is in global memory.
+    """
     compute: Callable[[Sequence[Any], Callable, Callable], None]
     """From what stays, where it is, from what gives the k-th that comes while it is used, and from
     what is called twice for each, for groups to take turns (``attn.kernels.gpu.tile``)."""
@@ -53,12 +67,13 @@ class Launch(NamedTuple):
     """Of warps that compute."""
     rows: int
     """r, of those that stay with a group."""
-    piece: int
-    """c, of those that come at a time."""
+    lanes: tuple[int, ...]
+    """``(*B, N or K)``, of blocks."""
+    blocks: int
+    """Of a lane."""
     stay: Sequence[Array]
     """``[*B, N or K, n, W]``"""
-    come: Sequence[Array]
-    """``[*B, N or K, m, W]``"""
+    come: Sequence[Coming]
     num_known: int
     """Of what is read where it is used."""
     outs: Sequence[jax.ShapeDtypeStruct]
@@ -70,7 +85,7 @@ class Launch(NamedTuple):
     """How Pallas simulates threads and barriers on a CPU, if it is to."""
 
     def start(self, operands: Sequence[Array], *, interpret: bool) -> list[Array]:
-        """Returns the results, from the two arrays of lists and from what is read."""
+        """Returns the results, from the arrays of ``Lists`` and from what is read."""
         if self.simulated is not None:
             return self.by_threads((), *operands)
         function = self.by_loops if interpret else self.by_threads
@@ -78,28 +93,16 @@ class Launch(NamedTuple):
         return opaque(*vary(operands, varying(operands)))
 
     @property
-    def lanes(self) -> tuple[int, ...]:
-        """Of what stays, ``(*B, N or K)``."""
-        return self.stay[0].shape[:-2]
-
-    @property
-    def blocks(self) -> int:
-        """Of a lane."""
-        return self.stay[0].shape[-2] // (self.rows * self.groups)
-
-    @property
     def slots(self) -> int:
-        """Of what comes, in shared memory at a time."""
-        held, slot = (
-            sum(x.shape[-1] * x.dtype.itemsize for x in every) for every in (self.stay, self.come)
-        )
-        left = SHARED_BYTES - held * self.rows * self.groups
-        return max(1, min(4, left // (slot * self.piece)))
+        """Of what comes, in shared memory at a time; 0 if there is no room."""
+        held = sum(_bytes_of(x) for x in self.stay) * self.rows * self.groups
+        slot = sum(_bytes_of(x.array) * x.length * x.copies for x in self.come)
+        return slots_of(held, slot)
 
     def at_block(self, added: tuple[int, ...], refs: Sequence[Any]) -> Callable[..., Stop]:
         """Returns the body at references, in the order of operands and results."""
         every, counts = iter(refs), (len(self.stay), len(self.come), self.num_known, len(self.outs))
-        parts = ([next(every) for _ in range(n)] for n in (2, *counts))
+        parts = ([next(every) for _ in range(n)] for n in (len(Lists._fields), *counts))
         return self.body((*added, *self.lanes), added, *parts)
 
     def by_threads(self, added: tuple[int, ...], *operands: Array) -> list[Array]:
@@ -122,7 +125,10 @@ class Launch(NamedTuple):
             def having(k):
                 slot = slot_of(k)
                 plgpu.barrier_wait(ready.at[slot])
-                yield [x.at[slot] for x in came]
+                yield [
+                    ref.at[slot if x.copies == 1 else slot * x.copies + group]
+                    for x, ref in zip(self.come, came, strict=True)
+                ]
                 plgpu.barrier_arrive(free.at[slot])
 
             def take_turns():
@@ -131,10 +137,12 @@ class Launch(NamedTuple):
 
             @pl.when(group < self.groups)
             def _():
-                plgpu.set_max_registers(COMPUTING, action="increase")
+                if self.groups > 1:  # Of one, each thread has as many from the beginning.
+                    plgpu.set_max_registers(COMPUTING, action="increase")
                 for part, kept in zip(stop.staying, stayed, strict=True):
                     plgpu.copy_gmem_to_smem(part, kept.at[group], here.at[group])
-                plgpu.barrier_wait(here.at[group])
+                if stop.staying:
+                    plgpu.barrier_wait(here.at[group])
                 # The second begins, and ends, half a tile after the first.
                 pl.when(group == 1)(take_turns)
                 stop.compute([x.at[group] for x in stayed], having, take_turns)
@@ -142,7 +150,8 @@ class Launch(NamedTuple):
 
             @pl.when(group == self.groups)
             def _():
-                plgpu.set_max_registers(BRINGING, action="decrease")
+                if self.groups > 1:
+                    plgpu.set_max_registers(BRINGING, action="decrease")
 
                 def wait(k):
                     plgpu.barrier_wait(free.at[slot_of(k)])
@@ -150,8 +159,10 @@ class Launch(NamedTuple):
                 def bring(k, _):
                     pl.when(k >= self.slots)(functools.partial(wait, k))
                     slot = slot_of(k)
-                    for part, kept in zip(stop.coming(k), came, strict=True):
-                        plgpu.copy_gmem_to_smem(part, kept.at[slot], ready.at[slot])
+                    for x, copy, kept in zip(self.come, stop.coming(k), came, strict=True):
+                        for n in range(x.copies):
+                            to = kept.at[slot * x.copies + n]
+                            plgpu.copy_gmem_to_smem(copy(n), to, ready.at[slot])
                     return 0
 
                 times(stop.total, bring, 0)
@@ -164,9 +175,11 @@ class Launch(NamedTuple):
             out_type=[unvarying((*added, *x.shape), x.dtype) for x in self.outs],
             scratch_types=[
                 [shared(self.groups, self.rows, x) for x in self.stay],
-                [shared(self.slots, self.piece, x) for x in self.come],
-                plgpu.Barrier(num_arrivals=len(self.stay), num_barriers=self.groups),
-                plgpu.Barrier(num_arrivals=len(self.come), num_barriers=self.slots),
+                [shared(self.slots * x.copies, x.length, x.array) for x in self.come],
+                plgpu.Barrier(num_arrivals=max(1, len(self.stay)), num_barriers=self.groups),
+                plgpu.Barrier(
+                    num_arrivals=sum(x.copies for x in self.come), num_barriers=self.slots
+                ),
                 plgpu.Barrier(num_arrivals=self.groups, num_barriers=self.slots),
                 plgpu.Barrier(num_arrivals=self.groups),
             ],
@@ -186,9 +199,15 @@ class Launch(NamedTuple):
             at_block = self.at_block(added, refs)
 
             def at(k, _):
-                stop = at_block(*unravelled(k, sizes))
-                coming = lambda k: contextlib.nullcontext(stop.coming(k))  # noqa: E731
-                stop.compute(stop.staying, coming, lambda: None)
+                *place, group = unravelled(k, sizes)
+                stop = at_block(*place, group)
+
+                def having(k):
+                    of_group = [group if x.copies > 1 else 0 for x in self.come]
+                    copies = zip(stop.coming(k), of_group, strict=True)
+                    return contextlib.nullcontext([copy(n) for copy, n in copies])
+
+                stop.compute(stop.staying, having, lambda: None)
                 return 0
 
             times(math.prod(sizes), at, 0)
@@ -226,6 +245,16 @@ def _opaque(
 
     shapes = (jax.ShapeDtypeStruct((*added, *x.shape), x.dtype) for x in outs)
     return Opaque(definition, tuple(shapes), is_plain=True, over_lanes=over_lanes)
+
+
+def slots_of(held: int, slot: int) -> int:
+    """Returns how many slots of so many bytes there is room for, beside what is held."""
+    return min(MOST_SLOTS, (SHARED_BYTES - held) // slot)
+
+
+def _bytes_of(x: Array) -> int:
+    """Returns how many bytes a row has."""
+    return x.shape[-1] * x.dtype.itemsize
 
 
 def times(count: Any, body: Callable, carry: Any) -> Any:

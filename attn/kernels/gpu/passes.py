@@ -4,6 +4,7 @@
     queries   dq += f'(ds) k         queries and do stay, keys and values come
     keys      dk += f'(ds)^T q       keys and values stay, queries and do come
               dv += (p z)^T do
+    distances db += f'(ds)           all come, tiles at one distance; of a bias of distances
 
 with the rule of ``attn.kernels.tpu.backward``. A NaN or infinity in a query, key, value or
 cotangent is taken out before, for products would carry it into pairs that take no part; it stands
@@ -20,15 +21,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from attn.indices import along_diagonals
 from attn.kernels import call as calls
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
 from attn.kernels.gpu.launch import TILED
 from attn.kernels.gpu.operations import done
-from attn.kernels.gpu.tile import Tile, across, exp
-from attn.kernels.gpu.walk import walk_of
-from attn.kernels.values import KEY, QUERY, Value
+from attn.kernels.gpu.parts import num_parts, parts_of
+from attn.kernels.gpu.tile import Tile, across, exp, laid_out
+from attn.kernels.gpu.walk import Walk, walk_of
+from attn.kernels.values import DISTANCE, KEY, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share
@@ -38,20 +42,21 @@ def forward(
     call: Call, context: Context, inputs: Inputs, shares: tuple[Share, Share]
 ) -> tuple[Float[Array, "*B K V G T"], Float[Array, "*B K G T"]]:
     """Returns output and log-sum-exp of the queries and keys at hand, which ``shares`` are."""
-    walk = walk_of(call, QUERY, 128 if max(call.widths) <= 128 else 64)
+    walk = walks_of(call)["forward"]
     (query, key, value), (bad_query, bad_key) = _arrays(call, inputs)
     given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
+    query, key, value = (parts_of(call, x) for x in (query, key, value))
     _, width = call.widths
 
     def start():
-        return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value.shape[-1])
+        return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value[0].shape[-1])
 
     def absorb(tile: Tile, sums):
         maximum, denominator, numerator = sums
         known = _given(call, tile, 2)
         (products,), allowed = tile.products((0, 0), meanwhile=lambda: _allowed(call, tile, known))
         products = tile.unless_clean(functools.partial(_spoiled, tile, (0, 1)), products)
-        scores = _scores(call, known, products, allowed)
+        scores = laid_out(call, _scores(call, known, products, allowed))
         greatest = jnp.maximum(maximum, jnp.max(scores, axis=1))
         base = finite(greatest)
         weights, correction = exp(call, scores, base), exp(call, maximum, base)
@@ -69,8 +74,9 @@ def forward(
         at_rows(written[1])[...] = jnp.where(seen, maximum + jnp.log(total), -jnp.inf)
         return sums
 
-    outs = [jax.ShapeDtypeStruct((*query.shape[:-1], value.shape[-1]), _result(call))]
-    outs += [jax.ShapeDtypeStruct(query.shape[:-1], call.dtype)]
+    queries = query[0].shape[:-1]
+    outs = [jax.ShapeDtypeStruct((*queries, value[0].shape[-1]), _result(call))]
+    outs += [jax.ShapeDtypeStruct(queries, call.dtype)]
     known = [bad_query, bad_key, *_vectors(call, given, QUERY)]
     output, lse = walk.run(
         "attention",
@@ -101,20 +107,24 @@ def backward(
 ) -> Inputs:
     """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``.
 
-    Cost: seven matrix products a tile, nine for heads wider than 128; no memory but that of the
-    results and of copies of the arrays.
+    Cost: seven matrix products a tile, nine for heads wider than 128, two more for the gradient of
+    a bias of distances; no memory but that of the results and of copies of the arrays, and for such
+    a bias of 128 (T + S) numbers a head.
     """
     plan = call.plan
     given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
     (query, key, value), bad = _arrays(call, inputs)
+    # Of a loss that is a sum, XLA would else look through a constant number by number.
+    d_output = lax.optimization_barrier(d_output)
     cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
     rows = [calls.of_heads(plan, x[..., None, :])[..., 0, :] for x in (finite(lse), d_lse)]
     is_bad = ~(jnp.all(jnp.isfinite(cotangents), axis=-1) & jnp.isfinite(rows[1]))
     vectors = [*bad, jnp.where(is_bad, jnp.nan, 0).astype(call.dtype), *rows]
-    every = _Backward(call, context, shares, query, key, value, _padded(cotangents), vectors)
+    arrays = (parts_of(call, x) for x in (query, key, value, _padded(cotangents)))
+    every = _Backward(call, context, shares, vectors, *arrays)
     d_query, of_rows = every.of_queries(given)
     d_key, d_value, of_columns = every.of_keys(given)
-    d_bias, d_scale, d_params = transposed(of_rows | of_columns)
+    d_bias, d_scale, d_params = transposed(of_rows | of_columns | every.of_distances(given))
     width, value_width = call.widths
     return Inputs(
         query=jnp.moveaxis(calls.of_groups(plan, d_query[..., :width]), -1, -3),
@@ -126,26 +136,51 @@ def backward(
     )
 
 
+def walks_of(call: Call) -> dict[str, Walk]:
+    """Returns how each kernel goes over tiles.
+
+    Raises:
+      attn.overrides.Refused: if there is no room for what it sees at a time.
+    """
+    width, value_width = (n + -n % TILED for n in call.widths)
+    both, is_narrow = width + value_width, max(call.widths) <= 128 and num_parts(call) == 1
+    found = {
+        "forward": walk_of(call, QUERY, (width, both), 128 if is_narrow else 64),
+        "queries": walk_of(call, QUERY, (both, both), 64),
+        "keys": walk_of(call, KEY, (both, both), 64),
+    }
+    if _diagonals(call):
+        found["distances"] = walk_of(call, DISTANCE, (both, both), 64)
+    return found
+
+
+def _diagonals(call: Call) -> list[Value]:
+    """Returns what the pairs take of distances and may have a cotangent."""
+    return [x for x in call.pairs.inputs if x.is_diagonal and is_float(x)]
+
+
 class _Backward(NamedTuple):
     call: Call
     context: Context
     shares: tuple[Share, Share]
-    query: Float[Array, "*B N T H"]
-    key: Float[Array, "*B K S H"]
-    value: Float[Array, "*B K S V"]
-    d_output: Float[Array, "*B N T V"]
     vectors: list[Array]
     """Of queries, but the second of keys: NaN of query, of key or value and of cotangent, the
     log-sum-exp, and what the cotangent of it has."""
+    query: list[Float[Array, "*B N T H"]]
+    """In its parts, as all of these."""
+    key: list[Float[Array, "*B K S H"]]
+    value: list[Float[Array, "*B K S V"]]
+    d_output: list[Float[Array, "*B N T V"]]
 
     def of_queries(self, given: Sequence[Array]) -> tuple[Array, dict[Value, Array]]:
         """Returns the cotangent of the query, and of what the pairs take but from keys."""
-        call, walk = self.call, walk_of(self.call, QUERY, 64)
+        call, walk, like = self.call, walks_of(self.call)["queries"], self.query[0]
         moving = [x for x in call.pairs.inputs if is_float(x) and x.depends != KEY]
+        moving = [x for x in moving if not x.is_diagonal]
         rows, cuts = ([x for x in moving if x.is_cut == is_cut] for is_cut in (False, True))
 
         def start():
-            return walk.zeros(self.query.shape[-1]), [walk.zeros() for _ in rows]
+            return walk.zeros(like.shape[-1]), [walk.zeros() for _ in rows]
 
         def add(tile: Tile, sums):
             d_query, of_rows = sums
@@ -160,9 +195,9 @@ class _Backward(NamedTuple):
                 at_rows(ref)[...] = total
             return sums
 
-        lanes, num_keys = self.query.shape[:-1], self.key.shape[-2]
+        lanes, num_keys = like.shape[:-1], self.key[0].shape[-2]
         shapes = [*[lanes] * len(rows), *[(*lanes, num_keys)] * len(cuts)]
-        outs = [jax.ShapeDtypeStruct(self.query.shape, _result(call))]
+        outs = [jax.ShapeDtypeStruct(like.shape, _result(call))]
         outs += [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes]
         d_query, *found = walk.run(
             "attention_backward_queries",
@@ -184,7 +219,7 @@ class _Backward(NamedTuple):
     def of_keys(self, given: Sequence[Array]) -> tuple[Array, Array, dict[Value, Array]]:
         """Returns the cotangents of key and value, and of what the pairs take from keys."""
         every = {"key": self.key, "value": self.value}
-        if max(x.shape[-1] for x in every.values()) <= 128:
+        if max(x[0].shape[-1] for x in every.values()) <= 128:
             (d_key, d_value), of_columns = self._of_keys(given, every)
         else:  # Both at once do not fit in registers.
             (d_key,), of_columns = self._of_keys(given, {"key": self.key})
@@ -192,14 +227,14 @@ class _Backward(NamedTuple):
         return d_key, d_value, of_columns
 
     def _of_keys(
-        self, given: Sequence[Array], wanted: dict[str, Array]
+        self, given: Sequence[Array], wanted: dict[str, list[Array]]
     ) -> tuple[list[Array], dict[Value, Array]]:
-        call, walk = self.call, walk_of(self.call, KEY, 64)
+        call, walk = self.call, walks_of(self.call)["keys"]
         columns = [x for x in call.pairs.inputs if is_float(x) and x.depends == KEY]
         columns = columns if "key" in wanted else []
 
         def start():
-            sums = {name: walk.zeros(x.shape[-1]) for name, x in wanted.items()}
+            sums = {name: walk.zeros(x[0].shape[-1]) for name, x in wanted.items()}
             return sums, [walk.zeros() for _ in columns]
 
         def add(tile: Tile, sums):
@@ -218,8 +253,8 @@ class _Backward(NamedTuple):
             # What is of the key alone is summed over heads, and whole after the last.
             return of_keys, [walk.zeros() for _ in columns]
 
-        outs = [jax.ShapeDtypeStruct(x.shape, _result(call)) for x in wanted.values()]
-        shape = *self.query.shape[:-2], self.key.shape[-2]
+        outs = [jax.ShapeDtypeStruct(x[0].shape, _result(call)) for x in wanted.values()]
+        shape = *self.query[0].shape[:-2], self.key[0].shape[-2]
         outs += [jax.ShapeDtypeStruct(shape, call.dtype) for _ in columns]
         found = walk.run(
             "attention_backward_keys",
@@ -238,6 +273,50 @@ class _Backward(NamedTuple):
         of_keys = [x.astype(call.dtype) for x in found[: len(wanted)]]
         return of_keys, dict(zip(columns, of_columns, strict=True))
 
+    def of_distances(self, given: Sequence[Array]) -> dict[Value, Array]:
+        """Returns the cotangents of what the pairs take of distances."""
+        call, diagonals = self.call, _diagonals(self.call)
+        if not diagonals:
+            return {}
+        walk = walks_of(call)["distances"]
+        places = [call.pairs.inputs.index(x) for x in diagonals]
+        lanes = jnp.broadcast_shapes(*(given[n].shape[:-2] for n in places))
+
+        def start():
+            return [walk.zeros(walk.piece) for _ in diagonals]
+
+        def add(tile: Tile, sums):
+            _, _, d_given = self.gradients(tile)
+            return [
+                total + d_given[x].astype(call.dtype)
+                for x, total in zip(diagonals, sums, strict=True)
+            ]
+
+        def finish(written, at_rows, sums):
+            for ref, total in zip(written, sums, strict=True):
+                at_rows(ref)[...] = total
+            return sums
+
+        table = functools.partial(_table, call, QUERY)
+        like = [jax.ShapeDtypeStruct((*lanes, *given[n].shape[-2:]), call.dtype) for n in places]
+        outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(table, like)]
+        found = walk.run(
+            "attention_backward_distances",
+            self.context,
+            self.shares,
+            self.is_bad,
+            [self.query, self.d_output],
+            [self.key, self.value],
+            [*self.vectors, *_vectors(call, given, QUERY)],
+            start,
+            add,
+            finish,
+            outs,
+            lanes=lanes,
+        )
+        (summed,) = jax.linear_transpose(table, like)(found)
+        return dict(zip(diagonals, summed, strict=True))
+
     @property
     def is_bad(self) -> tuple[Bool[Array, "*B N T"], Bool[Array, "*B N S"]]:
         """Which queries, cotangents included, and which keys are not finite."""
@@ -252,7 +331,7 @@ class _Backward(NamedTuple):
         known = _given(call, tile, len(self.vectors))
 
         def of_rows():
-            return tile.pairs(3, QUERY), tile.pairs(4, QUERY)
+            return tile.along(3, QUERY), tile.along(4, QUERY)
 
         # As soon as may be, but where they would be of columns, and sums leave no registers.
         is_early = tile.order == QUERY or max(call.widths) <= TILED
@@ -276,12 +355,13 @@ class _Backward(NamedTuple):
             return _scores(call, known | dict(zip(moving, some, strict=True)), products, allowed)
 
         scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
+        scores = laid_out(call, scores)
         lse, d_sums = of_rows() if early is None else early
         weights = exp(call, scores, lse)
         factors = _factors(call, known, scores)
         d_scores = weights * (factors * mixed + d_sums)
         d_scores = tile.unless_clean(only_allowed, d_scores)
-        d_products, d_moving = done(pull, d_scores)
+        d_products, d_moving = jax.tree.map(functools.partial(laid_out, call), done(pull, d_scores))
         d_given = dict(zip(moving, d_moving, strict=True))
         kept = tile.unless_clean(lambda x: spoiled(x, 2), factors * weights)
         tile.take_turns()
@@ -319,16 +399,40 @@ def _vectors(call: Call, given: Sequence[Array], order: frozenset[str]) -> list[
     for x, array in zip(call.pairs.inputs, given, strict=True):
         if x.is_cut:
             found.append(array if order == QUERY else jnp.swapaxes(array, -1, -2))
+        elif x.is_diagonal:
+            found.append(_table(call, order, array))
         else:
             found.append(array[..., 0, :])
     return found
+
+
+def _table(call: Call, order: frozenset[str], given: Any) -> Any:
+    """Returns what is known of each distance as tiles, what stays first, one below the other.
+
+    Args:
+      call: of the kernel.
+      order: what stays, QUERY or KEY.
+      given: arrays, as ``of_pairs`` gives them.
+    """
+    grid, count = call.plan.grid, call.pairs.distances.count
+
+    def of_array(x):
+        distances = jnp.reshape(x, (*x.shape[:-2], count, -1))[..., -2::-1]
+        tiles = along_diagonals(distances, grid.query_side)
+        tiles = tiles if order == QUERY else jnp.swapaxes(tiles, -1, -2)
+        return jnp.reshape(tiles, (*x.shape[:-2], -1, tiles.shape[-1]))
+
+    return jax.tree.map(of_array, given)
 
 
 def _given(call: Call, tile: Tile, first: int) -> dict[Value, Array]:
     """Returns what the pairs take from outside; so much else is known before it."""
     known = {}
     for n, x in enumerate(call.pairs.inputs):
-        found = tile.pairs(first + n, x.depends, is_cut=x.is_cut)
+        if x.is_cut or x.is_diagonal:
+            found = tile.pairs(first + n, is_of_distance=x.is_diagonal)
+        else:
+            found = tile.along(first + n, x.depends)
         known[x] = found != 0 if x.dtype == bool else found
     return known
 
@@ -341,7 +445,7 @@ def _spoiled(tile: Tile, which: Sequence[int], products: Array) -> Float[Array, 
       which: are known, NaN or 0: the second of keys, the others of queries.
       products: of what was made finite.
     """
-    return products + sum(tile.pairs(n, KEY if n == 1 else QUERY) for n in which)
+    return products + sum(tile.along(n, KEY if n == 1 else QUERY) for n in which)
 
 
 def _result(call: Call) -> Any:
@@ -352,8 +456,7 @@ def _result(call: Call) -> Any:
 def _allowed(call: Call, tile: Tile, known: Any) -> Bool[Array, "r c"] | None:
     if tile.is_full or not call.is_masked:
         return None
-    allowed = _inner(call, known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
-    return jnp.broadcast_to(allowed, tile.shape)
+    return _inner(call, known, jnp.zeros(tile.shape, call.dtype), ALLOWED)
 
 
 def _scores(call: Call, known: Any, products: Array, allowed: Array | None) -> Array:
@@ -366,4 +469,5 @@ def _factors(call: Call, known: Any, scores: Array) -> Any:
 
 
 def _inner(call: Call, known: dict[Value, Array], scores: Array, which: int) -> Array:
-    return done(lambda scores: call.pairs.inner(known, scores, which), scores)
+    found = done(lambda scores: call.pairs.inner(known, scores, which), scores)
+    return jnp.broadcast_to(found, scores.shape)

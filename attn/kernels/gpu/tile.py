@@ -4,6 +4,7 @@ Letters as in ``attn.kernels.gpu.walk``.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from attn.kernels.call import Call
+from attn.kernels.gpu.parts import inner_parts_of, pairs_of
 
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 """What products are summed in."""
@@ -29,16 +31,20 @@ class Tile:
     """The side of which a block stays."""
     shape: tuple[int, int]
     """r and c."""
-    stay: Sequence[Any]
-    """In shared memory: ``[r, W]``."""
-    come: Sequence[Any]
-    """In shared memory: ``[c, W]``."""
+    stay: Sequence[Sequence[Any]]
+    """In shared memory, in parts: ``[r, W]``."""
+    come: Sequence[Sequence[Any]]
+    """In shared memory, in parts: ``[c, W]``."""
     known: Sequence[Any]
     """In global memory, whole."""
     written: Sequence[Any]
     """In global memory, whole."""
-    at: tuple[Any, ...]
-    """Leading axes, head, and the first that stays and that comes."""
+    lanes: Sequence[Any]
+    """Leading axes and head."""
+    at: tuple[Any, Any]
+    """The first that stays and that comes."""
+    at_distance: tuple[Any, Any] | None
+    """The same where what is known of a distance is a tile; None if nothing is."""
     is_full: bool
     """Whether all pairs take part, and all is finite."""
     is_clean: Any
@@ -47,40 +53,44 @@ class Tile:
     """Called twice a tile, between products and what is done of them: groups of warps go on
     together, of which then one has the tensor cores, the other all else."""
 
-    def pairs(self, n: int, depends: frozenset[str], *, is_cut: bool = False) -> Array:
-        """Returns what is known of one side, of neither, or of pairs (``is_cut``), for pairs."""
-        ref, order = self.known[n], self.order
-        first, place = (pl.ds(x, size) for x, size in zip(self.at[-2:], self.shape, strict=True))
-        if is_cut:
-            return load(self.call, self._of(ref, first, place), plgpu.Layout.WGMMA)
+    def along(self, n: int, depends: frozenset[str]) -> Array:
+        """Returns what is known of one side, or of neither, for pairs."""
         if not depends:
-            return jnp.broadcast_to(self._of(ref, 0)[...], self.shape)
-        side, axis = (first, 0) if depends == order else (place, 1)
-        found = load(self.call, self._of(ref, side), plgpu.Layout.WGMMA.reduce(1 - axis))
+            return jnp.broadcast_to(self._of(self.known[n], 0)[...], self.shape)
+        axis = 0 if depends == self.order else 1
+        ref = self._of(self.known[n], pl.ds(self.at[axis], self.shape[axis]))
+        found = load(self.call, ref, plgpu.Layout.WGMMA.reduce(1 - axis))
         return lax.broadcast_in_dim(found, self.shape, [axis])
+
+    def pairs(self, n: int, *, is_of_distance: bool = False) -> Array:
+        """Returns what is known of pairs, each or those at one distance."""
+        at = self.at_distance if is_of_distance else self.at
+        assert at is not None
+        return load(self.call, self._tile(self.known[n], at), plgpu.Layout.WGMMA)
 
     def write(self, n: int, x: Float[Array, "r c"]) -> None:
         """Writes what is of pairs."""
-        sizes = zip(self.at[-2:], self.shape, strict=True)
-        self._of(self.written[n], *(pl.ds(x, size) for x, size in sizes))[...] = x
+        self._tile(self.written[n], self.at)[...] = x
+
+    def _tile(self, ref: Any, at: tuple[Any, Any]) -> Any:
+        return self._of(ref, *(pl.ds(x, size) for x, size in zip(at, self.shape, strict=True)))
 
     def _of(self, ref: Any, *places: Any) -> Any:
-        return picked(ref, self.at[:-2], *places)
+        return picked(ref, self.lanes, *places)
 
     def products(
         self, *which: tuple[int, int], meanwhile: Callable[[], Any]
     ) -> tuple[list[Float[Array, "r c"]], Any]:
         """Returns ``stay[a] come[b]^T`` for each ``(a, b)``, and what is computed meanwhile."""
-        pairs = [(self.stay[a], self.come[b]) for a, b in which]
+        pairs = [pairs_of(self.stay[a], self.come[b]) for a, b in which]
         if self.call.interpret:
-            dots = [
-                jnp.dot(a[...], b[...].T, preferred_element_type=self.call.dtype) for a, b in pairs
-            ]
-            return dots, meanwhile()
+            dots = [[_dot(self.call, a[...], b[...].T) for a, b in parts] for parts in pairs]
+            return [functools.reduce(jnp.add, x) for x in dots], meanwhile()
 
         def scope(*totals):
-            for total, (a, b) in zip(totals, pairs, strict=True):
-                plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
+            for total, parts in zip(totals, pairs, strict=True):
+                for a, b in parts:
+                    plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
             found = meanwhile()
             self.take_turns()
             return [total[...] for total in totals], found
@@ -94,16 +104,21 @@ class Tile:
         return lax.cond(self.is_clean, lambda x: x, function, x)
 
     def mixed(self, total: Array, x: Float[Array, "r c"], b: int) -> Float[Array, "r W"]:
-        """Returns ``total + x come[b]``, x in the dtype of what comes."""
-        ref = self.come[b]
-        return added(self.call, total, x.astype(ref.dtype), ref)
+        """Returns ``total + x come[b]``, x in the dtype of what comes, or in as many parts."""
+        parts = pairs_of(inner_parts_of(self.call, x, self.come[b]), self.come[b])
+        if self.call.interpret:
+            return total + sum(_dot(self.call, a, b[...]) for a, b in parts)
+
+        def add(ref):
+            for a, b in parts:
+                plgpu.wgmma(ref, a, b)
+
+        return pl.run_state(add)(ACC.init(total))
 
 
-def added(call: Call, total: Array, a: Array, b: Any) -> Array:
-    """Returns ``total + a b``, b in shared memory."""
-    if call.interpret:
-        return total + jnp.dot(a, b[...], preferred_element_type=call.dtype)
-    return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(ACC.init(total))
+def _dot(call: Call, a: Array, b: Array) -> Array:
+    """Returns the product of what is read, interpreted."""
+    return jnp.dot(a.astype(call.dtype), b.astype(call.dtype), preferred_element_type=call.dtype)
 
 
 def exp(call: Call, x: Array, base: Array) -> Array:
@@ -115,6 +130,11 @@ def exp(call: Call, x: Array, base: Array) -> Array:
     of_tile = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=plgpu.Layout.WGMMA)
     approximate = plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA,), return_type=of_tile)
     return approximate(lambda _, x: x.exp2(approx=True))(x)
+
+
+def laid_out(call: Call, x: Float[Array, "r c"]) -> Float[Array, "r c"]:
+    """Returns what is of pairs with a number for each, were it the same for all."""
+    return x if call.interpret else plgpu.layout_cast(x, plgpu.Layout.WGMMA)
 
 
 def across(x: Float[Array, "r"], like: Float[Array, "r n"]) -> Float[Array, "r n"]:

@@ -2,16 +2,20 @@
 
 Of a block of queries (or of keys) each of two groups of warps has some, in registers and shared
 memory. A third group of threads brings what is streamed: the tiles of keys (or of queries) that a
-mask leaves, full ones first and those that are not finite last, from lists made before the kernel,
-traced masks included. What is known of each query, key or pair is read where it is used.
+mask leaves, full and finite ones first, from lists made before the kernel, traced masks included.
+What is known of each query, key or pair is read where it is used.
 
     sums = start()      sums = visit(tile, sums) for each tile      finish(sums)
+
+A block may also be of all tiles at one distance (``Distances``): what is summed is then a tile, and
+queries and keys both come by.
 
 Letters: ``*B`` leading axes, N query heads, K key heads; n queries or keys of the side that stays,
 m of the other, W a width; r and c the sides of what a group sees at once.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +27,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from attn.kernels.call import Call
-from attn.kernels.gpu.launch import Launch, Stop, times, unravelled
-from attn.kernels.gpu.lists import lists_of, of_visited
+from attn.kernels.gpu.launch import Coming, Launch, Stop, slots_of, times, unravelled
+from attn.kernels.gpu.lists import Lists, lists_of, of_visited
+from attn.kernels.gpu.parts import PART, num_parts
 from attn.kernels.gpu.tile import Tile, picked
-from attn.kernels.values import KEY, QUERY
+from attn.kernels.values import DISTANCE, KEY, QUERY
+from attn.overrides import Refused
 from attn.plan import Context
 from attn.tiles import Share
 
@@ -34,6 +40,8 @@ ROWS = 64
 """Queries or keys of a group of warps: the height of a product."""
 GROUPS = 2
 """Of warps that compute."""
+LEAST = 64
+"""Of those that come at a time: as wide as shared memory is tiled, as products need them."""
 
 
 class Walk(NamedTuple):
@@ -41,7 +49,7 @@ class Walk(NamedTuple):
 
     call: Call
     order: frozenset[str]
-    """The side of which blocks stay."""
+    """What a block is of: queries (QUERY) or keys (KEY), which stay, or a distance: none stays."""
     rows: int
     """r, of those that stay with a group of warps."""
     groups: int
@@ -53,9 +61,9 @@ class Walk(NamedTuple):
     by itself only what is computed is."""
 
     @property
-    def members(self) -> int:
-        """Heads that go by where a key head stays; 1 where queries do."""
-        return self.call.group_size if self.order == KEY else 1
+    def sides(self) -> tuple[int, int]:
+        """Of a tile: that of what stays first."""
+        return _sides(self.call, self.order)
 
     def zeros(self, width: int | None = None, value: float = 0.0) -> Array:
         """Returns what is summed for each that stays, ``[r]`` or ``[r, W]``, at first."""
@@ -72,45 +80,70 @@ class Walk(NamedTuple):
         context: Context,
         shares: tuple[Share, Share],
         is_bad: tuple[Array, Array],
-        stay: Sequence[Array],
-        come: Sequence[Array],
+        stay: Sequence[Sequence[Array]],
+        come: Sequence[Sequence[Array]],
         known: Sequence[Array],
         start: Callable,
         visit: Callable,
         finish: Callable,
         outs: Sequence[jax.ShapeDtypeStruct],
         cuts: Sequence[int] = (),
+        lanes: tuple[int, ...] | None = None,
     ) -> list[Array]:
-        """Returns the results of a kernel; where keys stay, sums go over all heads that share them.
+        """Returns the results of a kernel.
+
+        Where keys stay, sums go over all heads that share them; where none does, over all leading
+        axes and heads that ``lanes`` has not.
 
         Args:
           name: of the kernel, in profiles.
           context: of the call.
           shares: the tiles of queries and of keys at hand.
           is_bad: which queries ``[*B, N, T]`` and which keys ``[*B, N, S]`` are not finite.
-          stay: of the side that stays, ``[*B, N or K, n, W]``.
-          come: of the other side, ``[*B, N or K, m, W]``.
+          stay: of the side that stays, ``[*B, N or K, n, W]``, each in its parts.
+          come: of the other side, ``[*B, N or K, m, W]``, each in its parts.
           known: read where it is used, ``[*B, N, ...]``, with 1 where it is the same for all.
           start: gives sums.
           visit: of a ``Tile`` and sums gives sums.
           finish: of references to the results, of what gives their part at what stays (of a head,
             or of its key head, ``is_of_keys``), and of sums: writes them, and returns the sums that
-            the next head which shares these keys begins with.
+            the next head begins with.
           outs: shapes and dtypes of the results.
           cuts: which results are of pairs; they are 0 in tiles that are not visited.
+          lanes: ``(*B, N)`` of what is summed at a distance, 1 where it is the same for all.
         """
-        sizes = self.groups, self.rows, self.piece
-        body = functools.partial(self.body, start, visit, finish)
-        launch = Launch(name, *sizes, stay, come, len(known), outs, body, self.simulated)
-        if 0 in launch.lanes:
+        own = stay[0][0].shape[:-2]
+        if 0 in own:
             return [jnp.zeros(x.shape, x.dtype) for x in outs]
-        lists = lists_of(self.call, context, self.order, shares, is_bad)
-        operands = *lists[:2], *stay, *come, *known
+        lists, is_visited = lists_of(self.call, context, self.order, shares, is_bad)
+        per_tile = self.sides[0] // (self.rows * self.groups)
+        staying = [x for parts in stay for x in parts]
+        coming = [Coming(x, self.piece) for parts in come for x in parts]
+        if self.order == DISTANCE:
+            coming = [*(Coming(x, self.rows, self.groups) for x in staying), *coming]
+            staying, per_tile = [], per_tile * (self.sides[1] // self.piece)
+        parts = [[len(x) for x in arrays] for arrays in (stay, come)]
+        launch = Launch(
+            name,
+            self.groups,
+            self.rows,
+            own if lanes is None else lanes,
+            lists.num_blocks * per_tile,
+            staying,
+            coming,
+            len(known),
+            outs,
+            functools.partial(self.body, own, parts, start, visit, finish),
+            self.simulated,
+        )
+        operands = *lists, *staying, *(x.array for x in coming), *known
         found = launch.start(operands, interpret=self.call.interpret)
-        return [of_visited(x, lists) if n in cuts else x for n, x in enumerate(found)]
+        return [of_visited(x, is_visited) if n in cuts else x for n, x in enumerate(found)]
 
     def body(
         self,
+        every: tuple[int, ...],
+        parts: Sequence[Sequence[int]],
         start: Callable,
         visit: Callable,
         finish: Callable,
@@ -123,45 +156,88 @@ class Walk(NamedTuple):
         written: Sequence[Any],
     ) -> Callable[[Any, Any, Any], Stop]:
         """Returns what a group of warps does at a block, as ``Launch`` takes it."""
-        group_size, plan = self.call.group_size, self.call.plan
-        sides = plan.grid.query_side, plan.grid.key_side
-        side, other_side = sides if self.order == QUERY else sides[::-1]
-        block, per_tile = self.rows * self.groups, jnp.int32(other_side // self.piece)
-        per_side = jnp.int32(side // block)
+        call, order, rows, group_size = self.call, self.order, self.rows, self.call.group_size
+        side, other_side = self.sides
+        block, pieces = rows * self.groups, other_side // self.piece
+        # The pieces of a tile come one after the other; at a distance each has a block of its own.
+        per_tile, across = (1, pieces) if order == DISTANCE else (pieces, 1)
+        own, num_added = lanes[len(added) :], len(added)
+        summed = tuple(n if size != n else 1 for n, size in zip(every, own, strict=True))
+        members = group_size if order == KEY else math.prod(summed)
+        has_distances = any(x.is_diagonal for x in call.pairs.inputs)
+        is_of_group = [order == DISTANCE and n < sum(parts[0]) for n in range(len(come))]
 
         def at_block(lane, n, group):
-            *of_batch, own = unravelled(lane, lanes)
-            tiles, ends = (picked(x, of_batch[: len(added)]) for x in lists)
-            row = lax.div(n, per_side)
-            first = ends[row, 0] * side + lax.rem(n, per_side) * block + group * self.rows
-            full, clean, visited = (ends[row, k] * per_tile for k in (1, 2, 3))
+            of_lane = unravelled(lane, lanes)
+            at = Lists(*(picked(x, of_lane[:num_added]) for x in lists))
+            columns = jnp.int32(at.of_columns.shape[-1])
+            row, down, right = unravelled(n, (at.ends.shape[-2], side // block, across))
+            of_block, *ends = (at.ends[row, k] for k in range(3))
+            full, visited = (end * jnp.int32(per_tile) for end in ends)
+            of_group = down * block + group * rows
+            first_of_block = of_block * side + of_group
 
-            def place(k):
-                tile = tiles[row, lax.div(k, per_tile)]
-                return tile * other_side + lax.rem(k, per_tile) * self.piece
+            def lanes_of(member):
+                """Leading axes and head of queries, and those of keys."""
+                if order == KEY:
+                    *batch, key_head = of_lane
+                    return [*batch, key_head * group_size + member], of_lane
+                more = zip(of_lane[num_added:], unravelled(member, summed), strict=True)
+                *batch, head = [*of_lane[:num_added], *(x + y for x, y in more)]
+                return [*batch, head], [*batch, lax.div(head, jnp.int32(group_size))]
 
-            def heads(member):
-                if self.order == KEY:
-                    return own * group_size + member, own
-                return own, lax.div(own, jnp.int32(group_size))
+            def tile_of(k):
+                """Row and column of the k-th tile, where in it is what comes, if it is finite."""
+                place = at.places[row, lax.div(k, jnp.int32(per_tile))]
+                within = (right + lax.rem(k, jnp.int32(per_tile))) * self.piece
+                place, is_clean = place >> 1, (place & 1) == 0
+                return lax.div(place, columns), lax.rem(place, columns), within, is_clean
 
             def coming(k):
-                head, key_head = heads(lax.div(k, visited))
-                source = key_head if self.order == QUERY else head
-                at = pl.ds(place(lax.rem(k, visited)), self.piece)
-                return [picked(ref, (*of_batch, source), at) for ref in come]
+                queries, keys = lanes_of(lax.div(k, visited))
+                i, j, within, _ = tile_of(lax.rem(k, visited))
+                source, tile = (queries, i) if order == KEY else (keys, j)
+
+                def copy(ref, is_of_group, n):
+                    if is_of_group:
+                        first = i * side + down * block + n * rows
+                        return picked(ref, queries, pl.ds(first, rows))
+                    return picked(ref, source, pl.ds(tile * other_side + within, self.piece))
+
+                return [functools.partial(copy, *x) for x in zip(come, is_of_group, strict=True)]
 
             def compute(stays, having, take_turns):
                 def of_member(member, sums):
-                    head, _ = heads(member)
+                    queries, keys = lanes_of(member)
 
                     def step(k, sums, *, is_full):
-                        at = *of_batch, head, first, place(k)
+                        i, j, within, is_clean = tile_of(k)
+                        first = i * side + of_group if order == DISTANCE else first_of_block
+                        place = (i if order == KEY else j) * other_side + within
+                        distance = None
+                        if has_distances:
+                            distance = at.of_rows[i] + at.of_columns[j]
+                            distance = distance * side + of_group, within
                         with having(member * visited + k) as comes:
-                            shape = self.rows, self.piece
-                            refs = stays, comes, known, written
-                            kind = is_full, is_full or k < clean
-                            tile = Tile(self.call, self.order, shape, *refs, at, *kind, take_turns)
+                            refs = iter((*stays, *comes))
+                            staying, coming = (
+                                [[next(refs) for _ in range(n)] for n in x] for x in parts
+                            )
+                            tile = Tile(
+                                call,
+                                KEY if order == KEY else QUERY,
+                                (rows, self.piece),
+                                staying,
+                                coming,
+                                known,
+                                written,
+                                queries,
+                                (first, place),
+                                distance,
+                                is_full,
+                                is_full or is_clean,
+                                take_turns,
+                            )
                             return visit(tile, sums)
 
                     sums = times(full, functools.partial(step, is_full=True), sums)
@@ -169,26 +245,51 @@ class Walk(NamedTuple):
                     sums = lax.fori_loop(full, visited, rest, sums)
 
                     def at_rows(ref, *, is_of_keys=False):
-                        own_head = own if is_of_keys else head
-                        return picked(ref, (*of_batch, own_head), pl.ds(first, self.rows))
+                        here = pl.ds(first_of_block, rows)
+                        if order == DISTANCE:
+                            return picked(ref, of_lane, here, pl.ds(right * self.piece, self.piece))
+                        return picked(ref, keys if is_of_keys else queries, here)
 
                     return finish(written, at_rows, sums)
 
-                if self.members == 1:
+                if members == 1:
                     of_member(jnp.int32(0), start())
                 else:
-                    times(self.members, of_member, start())
+                    times(members, of_member, start())
 
-            staying = [picked(ref, (*of_batch, own), pl.ds(first, self.rows)) for ref in stay]
-            return Stop(staying, coming, compute, visited * self.members)
+            staying = [picked(ref, of_lane, pl.ds(first_of_block, rows)) for ref in stay]
+            return Stop(staying, coming, compute, visited * members)
 
         return at_block
 
 
-def walk_of(call: Call, order: frozenset[str], piece: int) -> Walk:
-    """Returns a walk that sees ``piece`` at a time of those that come, or all of a small tile."""
-    sides = call.plan.grid.query_side, call.plan.grid.key_side
-    side, other = sides if order == QUERY else sides[::-1]
-    if side % (ROWS * GROUPS) or other % piece:  # Interpreted, for hardware is not asked to.
+def _sides(call: Call, order: frozenset[str]) -> tuple[int, int]:
+    query_side, key_side = call.plan.grid.query_side, call.plan.grid.key_side
+    return (key_side, query_side) if order == KEY else (query_side, key_side)
+
+
+def walk_of(call: Call, order: frozenset[str], widths: tuple[int, int], most: int) -> Walk:
+    """Returns a walk that sees as much at a time as there is room for.
+
+    Args:
+      call: of the kernel.
+      order: of the walk.
+      widths: of all that stays, and of all that comes, together.
+      most: of those that come.
+
+    Raises:
+      Refused: if there is no room.
+    """
+    side, other = _sides(call, order)
+    if side % (ROWS * GROUPS) or other % most:  # Interpreted, for hardware is not asked to.
         return Walk(call, order, side, 1, other)
-    return Walk(call, order, ROWS, GROUPS, piece)
+    # Of parts, each is as large as a number of half precision is.
+    of_rows, of_pieces = (width * num_parts(call) * PART.itemsize for width in widths)
+    for groups in range(GROUPS, 0, -1):
+        piece = most
+        while piece >= LEAST:
+            held, slot = of_rows * ROWS * groups, of_pieces * piece
+            if slots_of(*((0, held + slot) if order == DISTANCE else (held, slot))) > 0:
+                return Walk(call, order, ROWS, groups, piece)
+            piece //= 2
+    raise Refused(f"its heads are too wide for shared memory, in {num_parts(call)} parts")

@@ -266,8 +266,7 @@ def test_explain_says_what_is_for_cudnn(shapes, options, reason):
         assert "it runs if it is named" in found.refused["blockwise"]
         attn.explain(*given, **options, platform="gpu", implementation="cudnn")
     else:
-        # Mosaic's products are of half precision too.
-        assert found.implementation == ("blockwise" if dtype == "float32" else "fused")
+        assert found.implementation == "fused"
         assert reason in found.refused["cudnn"]
         with pytest.raises(ValueError, match=re.escape(reason)):
             attn.explain(*given, **options, platform="gpu", implementation="cudnn")

@@ -24,7 +24,9 @@ from attn.kernels.gpu import operations, passes, walk
 from attn.overrides import KERNELS
 from attn.plan import plan
 from attn.spread import shares_of
+from attn.target import compiled_for
 from attn.tiles import OF_KERNELS, TileSizes
+from tests.compilers import lines_of, needs_gpu_compiler
 
 B, T, S, N, K, H, V = 2, 384, 640, 4, 2, 64, 128
 RNG = np.random.default_rng(0)
@@ -63,6 +65,8 @@ CALLS = {
     "96 wide": {"width": 96, "value_width": 192},
     "256 wide": {"width": 256, "value_width": 256},
     "float16": {"dtype": jnp.float16},
+    "float32": {"dtype": jnp.float32},
+    "a bias of distances": {"score": scores.RelativeBias(jnp.zeros((8, N)))},
     "dropout": {"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)},
     "what it has not, by what it has": {
         "score": lambda s, at, _: jnp.sqrt(s * s + 1) - jnp.log1p(jnp.abs(at.query - at.key))
@@ -96,48 +100,47 @@ def lowered(implementation, *, segments=None, bias=None, score_params=None, **op
 def test_it_is_lowered_for_cuda(name):
     text = lowered("fused", **CALLS[name])
     found = re.findall(r"custom_call @mosaic_gpu\S*", text)
-    assert len(found) == (4 if name == "256 wide" or name == "96 wide" else 3)
+    assert len(found) == (4 if name in ("96 wide", "256 wide", "a bias of distances") else 3)
     if "bias" not in name:
         sizes = "|".join(f"{t}x{s}" for t in (T, S) for s in (T, S) if (t, s) != (T, T))
         assert not re.search(rf"tensor<(\d+x)*({sizes})x", text), "nothing of T x S"
 
 
-def test_where_nothing_is_named_loops_over_tiles_run_unless_a_hopper_is_here(monkeypatch):
+def test_where_nothing_is_named_loops_over_tiles_run_unless_it_is_for_a_hopper():
     assert "mosaic_gpu" not in lowered(None)
-    monkeypatch.setattr("attn.kernels.sides_of", lambda *_: OF_KERNELS["gpu"])
-    assert "mosaic_gpu" not in lowered(None)
-    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: "9.0")
-    assert "mosaic_gpu" in lowered(None)
-    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: "8.0")
-    assert "mosaic_gpu" not in lowered(None)
-    with pytest.raises(
-        ValueError, match=r"its products are of compute capability 9.0; this is 8.0"
-    ):
-        lowered("fused")
+    with compiled_for("gpu"):
+        assert "mosaic_gpu" not in lowered(None)
+    with compiled_for("gpu", "9.0"):
+        assert "mosaic_gpu" in lowered(None)
+    with compiled_for("gpu", "8.0"):
+        assert "mosaic_gpu" not in lowered(None)
+        with pytest.raises(
+            ValueError, match=r"its products are of compute capability 9.0; this is 8.0"
+        ):
+            lowered("fused")
 
 
 @pytest.mark.parametrize(
     ("here", "dtype", "expected"),
     [
         ("9.0", "bfloat16", OF_KERNELS["gpu"]),
-        ("9.0", "float32", None),
+        ("9.0", "float32", OF_KERNELS["gpu"]),
+        ("9.0", "float64", None),
         ("8.0", "bfloat16", None),
         (None, "bfloat16", None),
     ],
 )
-def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected, monkeypatch):
+def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected):
     """Loops over tiles, which run elsewhere, are faster with larger ones."""
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("attn.kernels.gpu._capability", lambda: here)
-    assert kernels.sides_of(jnp.dtype(dtype), None) == expected
+    with compiled_for("gpu", here):
+        assert kernels.sides_of(jnp.dtype(dtype), None) == expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": jnp.float32}, "it is of float32; products are of bfloat16 or float16"),
         ({"width": 320, "value_width": 64}, "its heads are 320 wide, more than 256"),
-        ({"score": scores.RelativeBias(jnp.zeros((8, N)))}, "it has a bias of distances"),
+        ({"dtype": jnp.float32, "width": 256, "value_width": 256}, "shared memory, in 3 parts"),
         ({"score": lambda s, at, _: jnp.cbrt(s)}, "has what a kernel has not: cbrt"),
     ],
 )
@@ -233,11 +236,11 @@ def test_what_is_not_finite_reaches_what_depends_on_it_alone(reach, which, bad, 
         np.testing.assert_array_equal(x, np.broadcast_to(expected[..., None], x.shape))
 
 
-def first_order(options, *, lengths):
+def first_order(options, *, batch, lengths, dtype):
     """Output, log-sum-exp and cotangents by kernels of whole size, and no hardware."""
     rng = np.random.default_rng(1)
     query, key, value = (
-        jnp.asarray(rng.normal(size=(1, n, heads, 64)), jnp.bfloat16)
+        jnp.asarray(rng.normal(size=(batch, n, heads, 64)), dtype)
         for n, heads in zip((*lengths, lengths[1]), (2, 1, 1), strict=True)
     )
     resolved = resolve(query, key, None, None, **options)
@@ -258,14 +261,62 @@ def first_order(options, *, lengths):
     return both(context, inputs)
 
 
+SIMULATED = {
+    "causal": (
+        {"is_causal": True},
+        {"batch": 1, "lengths": (130, 300), "dtype": jnp.bfloat16},
+    ),
+    "a bias of distances, in two parts": (
+        {"is_causal": True, "score": scores.RelativeBias(jnp.ones((8, 2)))},
+        {"batch": 2, "lengths": (120, 129), "dtype": jnp.float32},
+    ),
+}
+
+
 @pytest.mark.slow
-def test_its_threads_wait_for_each_other(monkeypatch):
+@pytest.mark.parametrize("name", SIMULATED)
+def test_its_threads_wait_for_each_other(name, monkeypatch):
     """Simulated with its barriers and copies, it neither waits for ever nor reads too soon."""
-    call = {"is_causal": True}, {"lengths": (130, 300)}
-    expected = first_order(call[0], **call[1])
-    params = InterpretGPUParams(detect_races=True)
-    simulated = lambda *x: walk.walk_of(*x)._replace(simulated=params)  # noqa: E731
-    monkeypatch.setattr(passes, "walk_of", simulated)
-    found = first_order(call[0], **call[1])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+    options, given = SIMULATED[name]
+    with jax.default_matmul_precision("default"):
+        expected = first_order(options, **given)
+        params = InterpretGPUParams(detect_races=True)
+        simulated = lambda *x: walk.walk_of(*x)._replace(simulated=params)  # noqa: E731
+        monkeypatch.setattr(passes, "walk_of", simulated)
+        found = first_order(options, **given)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for x, y in pairs:
+        if x.dtype != jax.dtypes.float0:
+            np.testing.assert_allclose(x, y, rtol=1e-6)
     assert not get_races().races_found
+
+
+HALF = [
+    *("plain", "segments, lengths", "a user's score function", "width 128", "relative bias"),
+    *("width 96", "width 192", "width 256", "values of another width", "any length", "one query"),
+    *("prefix, window", "dense", "a user's mask", "soft cap", "bias", "dropout", "long"),
+    "relative bias of long rows",
+]
+SINGLE = ["float32", "float32, 128 wide"]
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+@pytest.mark.parametrize(
+    ("precision", "names"),
+    [("default", HALF), ("default", SINGLE), ("highest", SINGLE)],
+    ids=["half precision", "two parts", "three parts"],
+)
+def test_the_compiler_takes_them(precision, names):
+    """NVIDIA's assembler too, which is what refuses a kernel that cannot run."""
+    found = lines_of("-m", "tests.attn.kernels.afar", "h100:1", precision, *names)
+    assert [name for name, _, _ in found] == [name for name in names for _ in range(2)]
+    for (name, *forward), (_, *gradient) in zip(found[::2], found[1::2], strict=True):
+        # A bias of distances has one more, and so have heads of which both sums do not fit.
+        more = "relative" in name or name in ("width 192", "width 256")
+        assert (int(forward[0]), int(gradient[0])) == (1, 4 if more else 3)
+        for size in (int(forward[1]), int(gradient[1])):
+            if "long" in name:
+                assert size < 2**31
+            elif name not in ("bias", "dense"):
+                assert size < 2 * 4 * 1024**2 * 4, f"{name}: no map of all pairs"

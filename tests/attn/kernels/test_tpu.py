@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import attn
 from attn import scores
-from tests.tpu import TOPOLOGIES, lines_of, needs_compiler
+from tests.compilers import TOPOLOGIES, lines_of, needs_tpu_compiler
 
 X = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16")
 
@@ -144,93 +144,6 @@ def test_explained():
     assert attn.explain(short, short, short, implementation="fused").tile == (128, 128)
 
 
-PROGRAM = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-import attn
-from attn import masks, scores
-
-topology = topologies.get_topology_desc(sys.argv[1], platform="tpu")
-mesh = Mesh(np.array(topology.devices).flatten()[:1], ("x",), axis_types=(AxisType.Auto,))
-def array(*shape, dtype="bfloat16"):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-def sizes(B=2, T=1024, S=None, N=4, K=2, H=64, V=None, dtype="bfloat16"):
-    S, V = S or T, V or H
-    return [array(B, *x, dtype=dtype) for x in ((T, N, H), (S, K, H), (S, K, V))]
-ids, lengths = array(2, 1024, dtype="int32"), array(2, dtype="int32")
-def attend(*x, **options):
-    return attn.dot_product_attention(*x, implementation="fused", **options)
-causal = dict(is_causal=True)
-CASES = {
-    "plain": (sizes(), lambda q, k, v: attend(q, k, v)),
-    "float32": (sizes(dtype="float32"), lambda q, k, v: attend(q, k, v, **causal)),
-    **{
-        f"width {H}": (sizes(H=H), lambda q, k, v: attend(q, k, v, **causal))
-        for H in (96, 128, 192, 256)
-    },
-    "values of another width": (sizes(H=96, V=128), lambda q, k, v: attend(q, k, v, **causal)),
-    "any length": (sizes(T=1999, S=777), lambda q, k, v: attend(q, k, v, **causal)),
-    "one query": (sizes(T=1, S=1024), lambda q, k, v: attend(q, k, v, **causal, alignment="end")),
-    "segments, lengths": (
-        [*sizes(), ids, lengths],
-        lambda q, k, v, ids, lengths: attend(
-            q, k, v, mask=masks.Causal() & masks.Segments(ids), key_value_seq_lengths=lengths
-        ),
-    ),
-    "prefix, window": (
-        [*sizes(), lengths],
-        lambda q, k, v, n: attend(q, k, v, mask=masks.Window(200, 0) | masks.Prefix(n)),
-    ),
-    "dense": (
-        [*sizes(), array(2, 1, 1024, 1024, dtype="bool")],
-        lambda q, k, v, mask: attend(q, k, v, mask=mask),
-    ),
-    "a user's mask": (
-        sizes(),
-        lambda q, k, v: attend(q, k, v, mask=masks.Where(lambda at: (at.query ^ at.key) % 3 > 0)),
-    ),
-    "a user's score function": (
-        [*sizes(), array(4, dtype="float32")],
-        lambda q, k, v, p: attend(
-            q, k, v, score_params=p,
-            score=lambda s, at, p: jnp.tanh(s) * p[at.head] - jnp.log1p(jnp.abs(at.query - at.key)),
-        ),
-    ),
-    "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
-    **{
-        f"relative bias{name}": (
-            [*sizes(**of), array(32, of["N"], dtype="float32")],
-            lambda q, k, v, p: attend(q, k, v, score=scores.RelativeBias(p), **causal),
-        )
-        for name, of in (
-            ("", dict(N=4)), (" of long rows", dict(B=1, T=131072, N=2, K=1, H=128)),
-        )
-    },
-    "bias": (
-        [*sizes(), array(4, 1024, 1024, dtype="float32")],
-        lambda q, k, v, bias: attend(q, k, v, bias, **causal),
-    ),
-    "dropout": (
-        sizes(),
-        lambda q, k, v: attend(q, k, v, dropout_rate=0.1, dropout_rng=jax.random.key(0)),
-    ),
-    "long": (
-        sizes(B=1, T=131072, N=2, K=1, H=128),
-        lambda q, k, v: attend(q, k, v, local_window_size=(4096, 0)),
-    ),
-}
-for name in sys.argv[2:]:
-    x, function = CASES[name]
-    floats = [n for n, a in enumerate(x) if jnp.issubdtype(a.dtype, jnp.floating)]
-    gradient = jax.grad(lambda *x: jnp.sum(function(*x)), floats)
-    for kernels, program in ((1, function), (3, gradient)):
-        lowered = jax.jit(program).lower(*x)
-        assert lowered.as_text().count("tpu_custom_call") == kernels, name
-        memory = lowered.compile().memory_analysis()
-        print(name, kernels, memory.temp_size_in_bytes, sep=";")
-"""
 SOME = ["plain", "segments, lengths", "a user's score function", "width 256", "relative bias"]
 EVERY = [
     *SOME,
@@ -250,11 +163,11 @@ EVERY = [
 
 
 @pytest.mark.slow
-@needs_compiler
+@needs_tpu_compiler
 @pytest.mark.parametrize(("chip", "names"), [("v5e", EVERY), ("v5p", SOME), ("v6e", SOME)])
 def test_the_compiler_takes_them(chip, names):
-    found = lines_of(PROGRAM, TOPOLOGIES[chip], *names)
-    assert len(found) == 2 * len(names)
+    found = lines_of("-m", "tests.attn.kernels.afar", TOPOLOGIES[chip], "default", *names)
+    assert [int(kernels) for _, kernels, _ in found] == [1, 3] * len(names)
     for name, _, size in found:
         if name not in ("bias", "dense") and "long" not in name:
             assert int(size) < 2 * 4 * 1024**2 * 4, f"{name}: no map of all pairs"

@@ -1,6 +1,5 @@
-"""The compiler of a TPU, which needs none, in a process of its own."""
+"""The compilers of TPU and GPU, which need none, in a process of their own."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -8,18 +7,21 @@ import sys
 
 import pytest
 
-import experiments.compile
+from experiments import targets
 
 ROOT = pathlib.Path(__file__).parent.parent
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
+needs_tpu_compiler = pytest.mark.skipif(
+    not targets.is_installed("tpu"), reason="libtpu, the compiler, is not installed"
 )
-ENVIRONMENT = experiments.compile.ENVIRONMENT | {
+needs_gpu_compiler = pytest.mark.skipif(
+    not targets.is_installed("gpu"), reason="the CUDA plugin, the compiler, is not installed"
+)
+ENVIRONMENT = targets.ENVIRONMENT | {
     "JAX_PLATFORMS": "cpu",
     "COLUMNS": "120",
     "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
 }
-"""Of a process that is told that there is no TPU."""
+"""Of a process that is told that there is no such chip."""
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 """The least that there is of a chip."""
 
@@ -33,8 +35,11 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def lines_of(program: str, *arguments: str) -> list[list[str]]:
-    """Returns what a program prints, lines of fields between semicolons; it must not fail."""
-    run = run_python("-c", program, *arguments)
+def lines_of(*arguments: str) -> list[list[str]]:
+    """Returns what ``python *arguments`` prints, lines of fields between semicolons.
+
+    It must not fail.
+    """
+    run = run_python(*arguments)
     assert run.returncode == 0, run.stderr[-3000:]
     return [line.split(";") for line in run.stdout.splitlines() if ";" in line]

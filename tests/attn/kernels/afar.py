@@ -1,0 +1,125 @@
+"""Calls of attention compiled for a chip that is not here, whose memory is printed.
+
+    python -m tests.attn.kernels.afar TARGET PRECISION CASE ...
+
+A line is of a case: its name, which kernels its program and that of its gradient call, and bytes.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import attn
+from attn import masks, scores
+from attn.target import compiled_for
+from experiments.targets import chip_of, devices_of
+
+
+def array(*shape, dtype="bfloat16"):
+    """The type of an array."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def sizes(B=2, T=1024, S=None, N=4, K=2, H=64, V=None, dtype="bfloat16"):
+    """Types of query, key and value."""
+    S, V = S or T, V or H
+    return [array(B, *x, dtype=dtype) for x in ((T, N, H), (S, K, H), (S, K, V))]
+
+
+def attend(*x, **options):
+    """Attention by kernels."""
+    return attn.dot_product_attention(*x, implementation="fused", **options)
+
+
+ids, lengths = array(2, 1024, dtype="int32"), array(2, dtype="int32")
+LONG = {"B": 1, "T": 131072, "N": 2, "K": 1, "H": 128}
+causal = {"is_causal": True}
+CASES = {
+    "plain": (sizes(), lambda q, k, v: attend(q, k, v)),
+    "float32": (sizes(dtype="float32"), lambda q, k, v: attend(q, k, v, **causal)),
+    "float32, 128 wide": (sizes(dtype="float32", H=128), lambda q, k, v: attend(q, k, v, **causal)),
+    **{
+        f"width {H}": (sizes(H=H), lambda q, k, v: attend(q, k, v, **causal))
+        for H in (96, 128, 192, 256)
+    },
+    "values of another width": (sizes(H=96, V=128), lambda q, k, v: attend(q, k, v, **causal)),
+    "any length": (sizes(T=1999, S=777), lambda q, k, v: attend(q, k, v, **causal)),
+    "one query": (sizes(T=1, S=1024), lambda q, k, v: attend(q, k, v, **causal, alignment="end")),
+    "segments, lengths": (
+        [*sizes(), ids, lengths],
+        lambda q, k, v, ids, lengths: attend(
+            q, k, v, mask=masks.Causal() & masks.Segments(ids), key_value_seq_lengths=lengths
+        ),
+    ),
+    "prefix, window": (
+        [*sizes(), lengths],
+        lambda q, k, v, n: attend(q, k, v, mask=masks.Window(200, 0) | masks.Prefix(n)),
+    ),
+    "dense": (
+        [*sizes(), array(2, 1, 1024, 1024, dtype="bool")],
+        lambda q, k, v, mask: attend(q, k, v, mask=mask),
+    ),
+    "a user's mask": (
+        sizes(),
+        lambda q, k, v: attend(q, k, v, mask=masks.Where(lambda at: (at.query ^ at.key) % 3 > 0)),
+    ),
+    "a user's score function": (
+        [*sizes(), array(4, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: jnp.tanh(s) * p[at.head] - jnp.log1p(jnp.abs(at.query - at.key)),
+        ),
+    ),
+    "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
+    **{
+        f"relative bias{name}": (
+            [*sizes(**of), array(32, of["N"], dtype="float32")],
+            lambda q, k, v, p: attend(q, k, v, score=scores.RelativeBias(p), **causal),
+        )
+        for name, of in (
+            ("", {"N": 4}),
+            (" of long rows", LONG),
+        )
+    },
+    "bias": (
+        [*sizes(), array(4, 1024, 1024, dtype="float32")],
+        lambda q, k, v, bias: attend(q, k, v, bias, **causal),
+    ),
+    "dropout": (
+        sizes(),
+        lambda q, k, v: attend(q, k, v, dropout_rate=0.1, dropout_rng=jax.random.key(0)),
+    ),
+    "long": (
+        sizes(**LONG),
+        lambda q, k, v: attend(q, k, v, local_window_size=(4096, 0)),
+    ),
+}
+
+
+def main(target, precision, *names):
+    """Compiles the cases for one chip of the target."""
+    jax.config.update("jax_default_matmul_precision", precision)
+    chip, devices = chip_of(target), devices_of(target)
+    mesh = Mesh(np.array(devices[:1]), ("x",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    call = "tpu_custom_call" if chip.platform == "tpu" else "mosaic_gpu_v2"
+    for name in names:
+        arrays, function = CASES[name]
+        x = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arrays]
+        floats = [n for n, a in enumerate(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+        gradient = jax.grad(lambda *x, f=function: jnp.sum(f(*x).astype(jnp.float32)), floats)
+        for program in (function, gradient):
+            with compiled_for(chip.platform, chip.capability):
+                lowered = jax.jit(program).lower(*x)
+                memory = lowered.compile().memory_analysis()
+            print(name, lowered.as_text().count(call), memory.temp_size_in_bytes, sep=";")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
