@@ -7,6 +7,7 @@ from attn.dot_product import dot_product_attention
 from attn.explanation import explain
 from attn.maps import attention_scores, attention_weights
 from attn.partial import attend_partial, finish, merge
+from attn.target import compiled_for
 from attn.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ __all__ = [
     "attend_partial",
     "attention_scores",
     "attention_weights",
+    "compiled_for",
     "diagnostics",
     "dot_product_attention",
     "explain",

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from attn.arguments import check_choice
-
 PLATFORMS = "cpu", "gpu", "tpu"
 
 
@@ -39,16 +37,32 @@ def target() -> Target:
 
 @contextlib.contextmanager
 def compiled_for(platform: str, capability: str | None = None) -> Iterator[None]:
-    """What is traced and lowered inside is for a device that need not be here.
+    """Returns a context in which what is traced and lowered is for a device that need not be here.
+
+    Only who compiles ahead of time for other devices than JAX's own needs it; what JAX has traced
+    before it does not trace again.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
-      capability: of a GPU, as in "9.0".
+      capability: the compute capability of a GPU; "9.0" is Hopper. None is not known, and then no
+        Pallas kernel runs unasked.
 
     Raises:
       ValueError: if there is no such platform.
+
+    Example:
+      >>> import attn
+      >>> import jax
+      >>> x = jax.ShapeDtypeStruct((1, 1024, 4, 64), "bfloat16")
+      >>> with attn.compiled_for("gpu", "9.0"):
+      ...     traced = jax.jit(attn.dot_product_attention).trace(x, x, x)
+      ...     lowered = traced.lower(lowering_platforms=("cuda",))
+      >>> "mosaic_gpu" in lowered.as_text()
+      True
     """
-    check_choice("platform", platform, PLATFORMS)
+    if platform not in PLATFORMS:
+        expected = ", ".join(map(repr, PLATFORMS))
+        raise ValueError(f"platform is {platform!r}; expected one of {expected}")
     token = _AFAR.set(Target(platform, capability))
     try:
         yield

@@ -27,7 +27,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from attn.target import compiled_for
+from attn import compiled_for
 from experiments.config import Config
 from experiments.console import describe_mesh
 from experiments.flops import flops_of

@@ -173,6 +173,15 @@ def test_a_platform_that_is_not_here():
     assert (named.implementation, named.tile) == ("fused", (128, 128))
     with pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"):
         attn.explain(x, x, x, platform="ipu")
+    with (
+        pytest.raises(ValueError, match="platform is 'ipu'; expected one of 'cpu', 'gpu', 'tpu'"),
+        attn.compiled_for("ipu"),
+    ):
+        pass
+    with attn.compiled_for("gpu", "9.0"):
+        assert attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32")) == (
+            attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32"), platform="gpu")
+        )
 
 
 @pytest.mark.parametrize(("rows", "heads", "side"), [(1, 1, 1024), (1, 16, 512), (9, 2, 128)])

@@ -115,6 +115,7 @@ FROM_THE_GROUND_UP = (
         "version",
         "dtypes",
         "devices",
+        "target",
         "indices",
         "softmax_state",
         "positions",

@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import attn
 from attn import masks, scores
-from attn.target import compiled_for
 from experiments.targets import chip_of, devices_of
 
 
@@ -115,7 +114,7 @@ def main(target, precision, *names):
         floats = [n for n, a in enumerate(x) if jnp.issubdtype(a.dtype, jnp.floating)]
         gradient = jax.grad(lambda *x, f=function: jnp.sum(f(*x).astype(jnp.float32)), floats)
         for program in (function, gradient):
-            with compiled_for(chip.platform, chip.capability):
+            with attn.compiled_for(chip.platform, chip.capability):
                 lowered = jax.jit(program).lower(*x)
                 memory = lowered.compile().memory_analysis()
             print(name, lowered.as_text().count(call), memory.temp_size_in_bytes, sep=";")

@@ -24,7 +24,6 @@ from attn.kernels.gpu import operations, passes, walk
 from attn.overrides import KERNELS
 from attn.plan import plan
 from attn.spread import shares_of
-from attn.target import compiled_for
 from attn.tiles import OF_KERNELS, TileSizes
 from tests.compilers import lines_of, needs_gpu_compiler
 
@@ -108,11 +107,11 @@ def test_it_is_lowered_for_cuda(name):
 
 def test_where_nothing_is_named_loops_over_tiles_run_unless_it_is_for_a_hopper():
     assert "mosaic_gpu" not in lowered(None)
-    with compiled_for("gpu"):
+    with attn.compiled_for("gpu"):
         assert "mosaic_gpu" not in lowered(None)
-    with compiled_for("gpu", "9.0"):
+    with attn.compiled_for("gpu", "9.0"):
         assert "mosaic_gpu" in lowered(None)
-    with compiled_for("gpu", "8.0"):
+    with attn.compiled_for("gpu", "8.0"):
         assert "mosaic_gpu" not in lowered(None)
         with pytest.raises(
             ValueError, match=r"its products are of compute capability 9.0; this is 8.0"
@@ -132,7 +131,7 @@ def test_where_nothing_is_named_loops_over_tiles_run_unless_it_is_for_a_hopper()
 )
 def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected):
     """Loops over tiles, which run elsewhere, are faster with larger ones."""
-    with compiled_for("gpu", here):
+    with attn.compiled_for("gpu", here):
         assert kernels.sides_of(jnp.dtype(dtype), None) == expected
 
 
