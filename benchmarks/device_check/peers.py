@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn import masks
+from attn import masks, scores
 from benchmarks.device_check.implementations import in_linear_memory
 from benchmarks.device_check.sizes import Sizes
 from benchmarks.programs import compiled, with_gradient
 
 FULL, CAUSAL, WINDOW, MASK, SCORE = "full", "causal", "window", "user's mask", "user's score"
+DISTANCES, SINGLE = "relative bias", "causal, float32"
 FORWARD, BOTH = "fwd", "fwd+bwd"
 PERIOD = 3
 """The mask of a user: causal, and not the key before a query, nor every so many before that."""
+NUM_BUCKETS = 32
+"""Of distances, in a table of a bias for each head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,15 @@ class Work:
         """``[B, T, N, H]`` of query, key and value."""
         rows = max(self.sizes.tokens // self.length, 1)
         return rows, self.length, max(self.sizes.model_width // self.width, 1), self.width
+
+    @property
+    def dtype(self) -> str:
+        """Of the arrays."""
+        return "float32" if self.kind == SINGLE else self.sizes.dtype
+
+    def table(self) -> np.ndarray:
+        """Returns a bias for every distance in buckets, and every head."""
+        return np.random.default_rng(1).standard_normal((NUM_BUCKETS, self.shape[2]), np.float32)
 
     def flops(self, passes: str) -> float:
         """Returns the operations that cannot be avoided: 2 matrix products forward, 5 backward.
@@ -67,7 +79,7 @@ def in_jax(make: Callable[[Work], Callable[..., jax.Array] | None]) -> Peer:
         attend = make(work)
         if attend is None:
             return None
-        inputs = [jnp.asarray(x, work.sizes.dtype) for x in work.arrays()]
+        inputs = [jnp.asarray(x, work.dtype) for x in work.arrays()]
         both = with_gradient(attend)
         return {FORWARD: compiled(attend, *inputs), BOTH: compiled(both, *inputs)}
 
@@ -90,6 +102,11 @@ def ours(attend: Callable[..., Any]) -> Peer:
                 "score": lambda found, at, rates: found - rates[at.head] * (at.query - at.key),
                 "score_params": jnp.linspace(0.01, 0.1, work.shape[2]),
             },
+            DISTANCES: {
+                "is_causal": True,
+                "score": scores.RelativeBias(jnp.asarray(work.table()), bidirectional=False),
+            },
+            SINGLE: {"is_causal": True},
         }
         return functools.partial(attend, **options[work.kind])
 
@@ -125,6 +142,7 @@ def called_as_jax_nn(attend: Callable[..., Any], *, makes_map: bool = False) -> 
             FULL: {},
             CAUSAL: {"is_causal": True},
             WINDOW: {"is_causal": True, "local_window_size": (work.sizes.window - 1, 0)},
+            SINGLE: {"is_causal": True},
         }
         if makes_map:
             if work.length > work.sizes.dense_up_to:

@@ -14,10 +14,12 @@ from benchmarks.device_check.device import peak
 from benchmarks.device_check.peers import (
     BOTH,
     CAUSAL,
+    DISTANCES,
     FORWARD,
     FULL,
     MASK,
     SCORE,
+    SINGLE,
     WINDOW,
     Calls,
     Peer,
@@ -88,7 +90,11 @@ def all_work(sizes: Sizes) -> list[Work]:
 
     So a run that is cut short has a line along every axis.
     """
-    kinds = (CAUSAL, MASK, SCORE, FULL, WINDOW) if sizes.kinds is None else sizes.kinds
+    kinds = (
+        (CAUSAL, MASK, SCORE, FULL, DISTANCES, SINGLE, WINDOW)
+        if sizes.kinds is None
+        else sizes.kinds
+    )
     every = list(itertools.product(sizes.lengths, sizes.widths, kinds))
     first = every[0]
     every.sort(key=lambda work: sum(a != b for a, b in zip(work, first, strict=True)))

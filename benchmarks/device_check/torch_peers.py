@@ -3,14 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from attn import positions
 from benchmarks.device_check.peers import (
     BOTH,
     CAUSAL,
+    DISTANCES,
     FORWARD,
     FULL,
     MASK,
+    NUM_BUCKETS,
     PERIOD,
     SCORE,
+    SINGLE,
     Calls,
     Peer,
     Work,
@@ -42,10 +48,10 @@ def sdpa(work: Work) -> Calls | None:
     """Returns calls of ``scaled_dot_product_attention``."""
     import torch
 
-    if work.kind not in (FULL, CAUSAL):
+    if work.kind not in (FULL, CAUSAL, SINGLE):
         return None
     attend = torch.nn.functional.scaled_dot_product_attention
-    return calls(lambda *inputs: attend(*inputs, is_causal=work.kind == CAUSAL), work)
+    return calls(lambda *inputs: attend(*inputs, is_causal=work.kind != FULL), work)
 
 
 def flex(work: Work) -> Calls | None:
@@ -53,7 +59,7 @@ def flex(work: Work) -> Calls | None:
     import torch
     from torch.nn.attention import flex_attention as of_torch
 
-    if work.kind not in (MASK, SCORE):
+    if work.kind not in (MASK, SCORE, DISTANCES):
         return None
     torch._dynamo.config.recompile_limit = 256  # Each length is a program of its own.
     length, heads = work.length, work.shape[2]
@@ -68,10 +74,17 @@ def flex(work: Work) -> Calls | None:
     def change(found, batch, head, i, j):
         return found - rates[head] * (i - j)
 
+    distances = np.arange(length)
+    buckets = np.asarray(positions.relative_buckets(-distances, NUM_BUCKETS, bidirectional=False))
+    of_distance = torch.from_numpy(work.table()[buckets]).to("cuda")
+
+    def look_up(found, batch, head, i, j):
+        return found + of_distance[torch.abs(i - j), head]
+
     allowed = is_seen if work.kind == MASK else is_before
     mask = of_torch.create_block_mask(allowed, None, None, length, length, device="cuda")
     attend = torch.compile(of_torch.flex_attention, dynamic=False)
-    score = change if work.kind == SCORE else None
+    score = {SCORE: change, DISTANCES: look_up}.get(work.kind)
     return calls(lambda *inputs: attend(*inputs, score_mod=score, block_mask=mask), work)
 
 
@@ -82,7 +95,7 @@ def calls(attend: Callable[..., Any], work: Work) -> Calls:
     """
     import torch
 
-    dtype = getattr(torch, work.sizes.dtype)
+    dtype = getattr(torch, work.dtype)
     inputs = [
         torch.from_numpy(x.swapaxes(1, 2).copy()).to("cuda", dtype).requires_grad_()
         for x in work.arrays()

@@ -14,7 +14,7 @@ import pytest
 
 import attn
 from benchmarks.device_check import __main__ as command
-from benchmarks.device_check import bfloat16, laws, memory, peers, speed, torch_peers, training
+from benchmarks.device_check import laws, memory, peers, rounding, speed, torch_peers, training
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.sizes import Sizes
 from benchmarks.device_check.summary import Bar, ratio_of
@@ -69,19 +69,21 @@ def test_all_parts_but_training(tmp_path, capsys):
         "device": "measured",
         "laws": "passed",
         "bfloat16": "passed",
+        "float32": "passed",
         "memory": "passed",
         "speed": "measured",
     }
     assert found["laws"]["counts"]["passed"] == 2  # by default, and by the reference
     assert set(found["bfloat16"]["errors"]) == {"default", "reference"}
+    assert set(found["float32"]["errors"]) == {"default"}
     assert [x["of"] for x in found["memory"]["programs"]] == ["gradient"]
     rows, names = found["speed"]["rows"], {"attn", "jax.nn xla"}
     assert len(rows) == 2 * 2 * 2
     assert not found["speed"]["failures"]
     assert all(names <= set(row["seconds"]) and min(row["seconds"].values()) > 0 for row in rows)
     last = text[text.index("## Summary") :].splitlines()
-    assert len(last) < 15
-    for name in ("laws", "bfloat16", "memory"):
+    assert len(last) < 16
+    for name in ("laws", "bfloat16", "float32", "memory"):
         assert any(line.startswith(f"- PASS {name}: ") for line in last)
 
 
@@ -144,7 +146,7 @@ def test_time_left_over_is_for_later_parts(tmp_path, monkeypatch):
     assert until["speed"] < begun + 600
 
 
-@pytest.mark.parametrize("part", [laws.laws, bfloat16.bfloat16, memory.memory, speed.speed])
+@pytest.mark.parametrize("part", [laws.laws, rounding.bfloat16, memory.memory, speed.speed])
 def test_a_part_whose_time_is_over_begins_nothing_more(check, monkeypatch, part):
     monkeypatch.setattr(check, "is_late", lambda: len(check._lines) > 0)
     status, found = done(check, part)
@@ -166,15 +168,16 @@ def quadratic_and_wrong(dtype="float32"):
 
 
 def test_wrong_attention_is_found(check, monkeypatch):
-    for module in (laws, bfloat16):
+    for module in (laws, rounding):
         monkeypatch.setattr(module, "implementations", quadratic_and_wrong)
     status, found = done(check, laws.laws)
     assert status == "failed"
     assert list(found["failing"]) == ["default: plain call"]
-    status, found = done(check, bfloat16.bfloat16)
-    assert status == "failed"
-    assert "default: NaN in padding" in found["summary"]
-    assert "inf of what is allowed" in found["summary"]
+    for part in (rounding.bfloat16, rounding.float32):
+        status, found = done(check, part)
+        assert status == "failed"
+        assert "default: NaN in padding" in found["summary"]
+        assert "inf of what is allowed" in found["summary"]
 
 
 def test_quadratic_memory_is_found(check, monkeypatch):
@@ -201,13 +204,17 @@ def test_a_peer_that_cannot_run_is_listed(check, monkeypatch):
     assert all(list(row["seconds"]) == ["attn"] for row in found["rows"])
 
 
-@pytest.mark.parametrize("kind", [peers.FULL, peers.CAUSAL, peers.WINDOW, peers.MASK, peers.SCORE])
+KINDS = peers.FULL, peers.CAUSAL, peers.WINDOW, peers.MASK, peers.SCORE
+KINDS += peers.DISTANCES, peers.SINGLE
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_peers_compute_the_same(kind):
     """And the operations are those of the pairs that a mask of intervals leaves."""
     work = peers.Work(16, 8, kind, TINY)
     found = {name: prepare(work) for name, prepare in peers.jax_peers().items()}
     calls = {name: x for name, x in found.items() if x is not None}
-    assert ("jax.nn xla" in calls) == (kind != peers.SCORE)
+    assert ("jax.nn xla" in calls) == (kind not in (peers.SCORE, peers.DISTANCES))
     for passes in (peers.FORWARD, peers.BOTH):
         values = [jax.tree.leaves(x[passes]()) for x in calls.values()]
         for other in values[1:]:
@@ -224,12 +231,26 @@ def test_peers_compute_the_same(kind):
 def test_work_begins_with_a_line_along_every_axis():
     sizes = Sizes()
     every = speed.all_work(sizes)
-    assert len(every) == len(set(every)) == len(sizes.lengths) * len(sizes.widths) * 5
-    first, few = every[0], every[: 1 + 4 + 1 + 4]
+    assert len(every) == len(set(every)) == len(sizes.lengths) * len(sizes.widths) * 7
+    first, few = every[0], every[: 1 + 6 + 1 + 4]
     assert (first.length, first.width, first.kind) == (8192, 128, peers.CAUSAL)
     assert {work.length for work in few} == set(sizes.lengths)
     assert {work.width for work in few} == set(sizes.widths)
-    assert len({work.kind for work in few}) == 5
+    assert len({work.kind for work in few}) == 7
+
+
+@pytest.mark.parametrize(("dtype", "names"), [("bfloat16", None), ("float32", rounding.SINGLE)])
+def test_calls_say_the_same_as_the_dense_formula(dtype, names):
+    """All that a check of a device asks: so what fails there is the device's, or the kernels'."""
+    every = rounding.calls(31)
+    assert set(rounding.SINGLE) <= set(every)
+    for name, call in every.items():
+        if names is None or name in names:
+            formula = rounding.expected(call, 31, dtype)
+            inputs = rounding.numbers(call, 31, dtype)
+            ours = rounding.our_derivatives(call, attn.dot_product_attention, *inputs)
+            of_dtype = rounding.ROUNDING if dtype == "bfloat16" else rounding.ROUNDING_OF_SINGLE
+            assert max(rounding.excess(ours, *formula, of_dtype).values()) <= 1, name
 
 
 def test_a_ratio_is_of_the_rows_that_it_is_about():

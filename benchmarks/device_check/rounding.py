@@ -1,8 +1,8 @@
-"""Value, gradient, jvp and Hessian-vector product in bfloat16, against the dense formula.
+"""Value, gradient, jvp and Hessian-vector product as they are rounded, against the dense formula.
 
 What is exact is the dense formula in float32 with exact matrix products. The error allowed is twice
-that of the dense formula in bfloat16, as in the tests of FlashAttention, and a unit or two in the
-last place of the largest number.
+that of the dense formula in bfloat16, or in float32 with the matrix products that a device has for
+it, as in the tests of FlashAttention; and a unit or two in the last place of the largest number.
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn import masks, scores
+from attn import masks, positions, scores
 from attn.testing import oracle
 from attn.testing.precision import ROUNDING
 from attn.testing.subject import jit, summary
@@ -24,7 +24,11 @@ from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
 from benchmarks.machine import machine
 
-BATCH, HEADS, WIDTH = 2, 2, 64
+BATCH, HEADS, WIDTH, NUM_BUCKETS = 2, 2, 64, 16
+SINGLE = "causal", "segments", "user's score", "relative bias"
+"""Calls in float32."""
+ROUNDING_OF_SINGLE = 1e-5
+"""Of the largest number, in float32: where products are in two parts of bfloat16."""
 ALONE = threading.Lock()
 """Held by what runs: XLA cannot capture cuDNN as a CUDA graph while others use the device."""
 
@@ -52,6 +56,7 @@ def calls(length: int) -> dict[str, Call]:
     rng = np.random.default_rng(0)
     fewer = length * 7 // 8
     i, j = np.arange(length)[:, None], np.arange(length)
+    buckets = positions.relative_buckets(j - i, NUM_BUCKETS)
     causal, everything = j <= i, np.ones((1, length), bool)
     ids = np.stack([j * 5 // length, j * 3 // length])
     lengths = np.array([length, fewer], np.int32)
@@ -94,6 +99,15 @@ def calls(length: int) -> dict[str, Call]:
             shapes={"score_params": (HEADS,)},
             change=dense_decay,
         ),
+        "relative bias": Call(
+            causal,
+            options={
+                "is_causal": True,
+                "score": lambda found, at, table: scores.RelativeBias(table)(found, at),
+            },
+            shapes={"score_params": (NUM_BUCKETS, HEADS)},
+            change=lambda found, table: found + jnp.moveaxis(table[buckets], -1, 0),
+        ),
         "bias": Call(everything, shapes={"bias": (1, HEADS, length, length)}),
         "grouped queries": Call(
             causal, options={"is_causal": True}, shapes={"key": grouped, "value": grouped}
@@ -112,11 +126,11 @@ def calls(length: int) -> dict[str, Call]:
     }
 
 
-def numbers(call: Call, length: int) -> list[dict[str, np.ndarray]]:
-    """Returns, in bfloat16, all that is differentiated, and a tangent of it."""
+def numbers(call: Call, length: int, dtype: str) -> list[dict[str, np.ndarray]]:
+    """Returns all that is differentiated, and a tangent of it."""
     shapes = dict.fromkeys(("query", "key", "value"), (BATCH, length, HEADS, WIDTH)) | call.shapes
     return [
-        {name: rng.normal(size=x).astype(jnp.bfloat16) for name, x in shapes.items()}
+        {name: rng.normal(size=x).astype(jnp.dtype(dtype)) for name, x in shapes.items()}
         for rng in (np.random.default_rng(seed) for seed in (0, 1))
     ]
 
@@ -135,8 +149,8 @@ def derivatives(attend: Callable, inputs: Any, tangents: Any) -> dict[str, Any]:
     }
 
 
-def expected(call: Call, length: int) -> list[Any]:
-    """Returns them by the dense formula, in bfloat16 and in float32; compiled quickly."""
+def expected(call: Call, length: int, dtype: str) -> list[Any]:
+    """Returns them by the dense formula, rounded and exact; compiled quickly."""
 
     def run(inputs, tangents, allowed):
         def attend(inputs):
@@ -148,14 +162,15 @@ def expected(call: Call, length: int) -> list[Any]:
 
         return derivatives(attend, inputs, tangents)
 
-    def computed_in(dtype):
-        cast = jax.tree.map(lambda x: x.astype(dtype), numbers(call, length))
-        program = jit(run).lower(*cast, call.allowed).compile()
+    def computed_in(of_arrays, precision):
+        cast = jax.tree.map(lambda x: x.astype(of_arrays), numbers(call, length, dtype))
+        with jax.default_matmul_precision(precision):
+            program = jit(run).lower(*cast, call.allowed).compile()
         with ALONE:
             return jax.device_get(program(*cast, call.allowed))
 
-    with jax.default_matmul_precision("highest"):
-        return [computed_in(dtype) for dtype in (jnp.bfloat16, jnp.float32)]
+    of_device = "default" if dtype == "float32" else "highest"
+    return [computed_in(dtype, of_device), computed_in("float32", "highest")]
 
 
 def our_derivatives(call: Call, attend: Callable, inputs: Any, tangents: Any) -> Any:
@@ -174,13 +189,13 @@ def our_derivatives(call: Call, attend: Callable, inputs: Any, tangents: Any) ->
         return jax.device_get(program(inputs, tangents, call.arrays))
 
 
-def excess(ours: Any, dense: Any, exact: Any) -> dict[str, float]:
+def excess(ours: Any, dense: Any, exact: Any, rounding: float) -> dict[str, float]:
     """Returns the greatest error of each derivative, in units of what is allowed."""
 
     def of_leaf(ours, dense, exact):
         ours, dense, exact = (np.asarray(x).astype(np.float64) for x in (ours, dense, exact))
         error, of_dense = np.max(np.abs(ours - exact)), np.nanmax(np.abs(dense - exact))
-        allowed = 2 * of_dense + ROUNDING * np.max(np.abs(exact))
+        allowed = 2 * of_dense + rounding * np.max(np.abs(exact))
         return np.inf if np.isnan(error) else 0.0 if error == 0 else float(error / allowed)
 
     of_leaves = jax.tree.map(of_leaf, ours, dense, exact)
@@ -188,19 +203,36 @@ def excess(ours: Any, dense: Any, exact: Any) -> dict[str, float]:
 
 
 def bfloat16(check: Check) -> bool:
-    """Returns whether no error is greater than allowed, of the calls that there was time for."""
+    """Returns whether no error in bfloat16 is greater than allowed, of the calls done in time."""
+    return _is_rounded(check, "bfloat16", implementations("bfloat16"), None, ROUNDING)
+
+
+def float32(check: Check) -> bool:
+    """Returns the same of some calls in float32, where nothing is named and nothing asked for."""
+    default = {"default": implementations("float32")["default"]}
+    return _is_rounded(check, "float32", default, SINGLE, ROUNDING_OF_SINGLE)
+
+
+def _is_rounded(
+    check: Check,
+    dtype: str,
+    named: dict[str, Callable],
+    of_these: tuple[str, ...] | None,
+    rounding: float,
+) -> bool:
+    """Returns whether no error is greater than allowed."""
     length, wanted = check.sizes.ragged_length, check.sizes.calls
+    wanted = of_these if wanted is None else wanted
     every = {name: x for name, x in calls(length).items() if wanted is None or name in wanted}
-    by_formula = functools.cache(lambda name: expected(every[name], length))
+    by_formula = functools.cache(lambda name: expected(every[name], length, dtype))
     results: dict[str, dict[str, Any]] = {}
-    named = implementations("bfloat16")
 
     def result(name: str, attend: Callable) -> dict[str, float] | str | None:
         if check.is_late():
             return None
         try:
-            ours = our_derivatives(every[name], attend, *numbers(every[name], length))
-            return excess(ours, *by_formula(name))
+            ours = our_derivatives(every[name], attend, *numbers(every[name], length, dtype))
+            return excess(ours, *by_formula(name), rounding)
         except Exception as error:
             return summary(error)
 
