@@ -61,8 +61,6 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
     """
     grid = plan.grid
     sides = grid.query_side, grid.key_side
-    if plan.heads is not None:
-        raise Refused("its heads are spread over devices")
     if not all(isinstance(n, int) for n in (*plan.batch, *grid.counts)):
         raise Refused("its sizes are symbolic")
     is_masked, has_dropout = not (plan.allow is None and grid.is_exact), context.seed is not None

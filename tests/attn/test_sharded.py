@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import attn
 from attn import masks, scores, sharded
+from attn.overrides import KERNELS
 from attn.tiles import TileSizes
 from experiments.traffic import traffic
 from tests.attn.cases import assert_close, jit
@@ -153,15 +154,54 @@ def test_shares_add_up_to_the_whole(name, method, placement):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("method", "placement"), [("ring", "zigzag"), ("gather", "contiguous")])
-@pytest.mark.parametrize(("name", "bias"), [*((name, "none") for name in OPTIONS), ("near", "all")])
-def test_kernels_add_up_to_the_whole(name, bias, method, placement, monkeypatch):
+@pytest.mark.parametrize(
+    ("hardware", "method", "placement", "name", "bias"),
+    [
+        *(("tpu", "ring", "zigzag", name, "none") for name in OPTIONS),
+        *(("gpu", "ring", "zigzag", name, "none") for name in ("segments, window", "functions")),
+        *((hardware, "ring", "zigzag", "near", "all") for hardware in ("tpu", "gpu")),
+        *(("tpu", "gather", "contiguous", name, "none") for name in OPTIONS),
+        *(("tpu", "all_to_all", "contiguous", name, "none") for name in ("functions", "dense")),
+        ("gpu", "all_to_all", "zigzag", "dropout", "none"),
+        ("gpu", "all_to_all", "zigzag", "near", "all"),
+    ],
+)
+def test_kernels_add_up_to_the_whole(name, bias, hardware, method, placement, monkeypatch):
     # They take a part of an array of pairs where tiles fill the blocks.
     sides = TileSizes(query=5, key=5) if name == "dense" else TileSizes(query=4, key=3)
-    monkeypatch.setattr("attn.kernels.OF_KERNELS", {"tpu": sides})
+    monkeypatch.setattr("attn.kernels.OF_KERNELS", {hardware: sides})
+    of_hardware = {"kernels": hardware, "interpret": True}
+    monkeypatch.setitem(KERNELS["fused"], "cpu", of_hardware)
     attend = spread(4, method, placement, implementation="fused", **OPTIONS[name])
     found = jit(functools.partial(laws, attend))((*ARRAYS.values(), BIASES[bias]))
     assert_close(found, expected(name, bias), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("hardware", ["tpu", "gpu"])
+@pytest.mark.parametrize("method", ["ring", "gather", "all_to_all"])
+def test_the_gradient_of_a_table_of_distances_by_kernels(hardware, method, monkeypatch):
+    # They are told apart where tiles fill the blocks.
+    monkeypatch.setattr("attn.kernels.OF_KERNELS", {hardware: TileSizes(query=4, key=5)})
+    of_hardware = {"kernels": hardware, "interpret": True}
+    monkeypatch.setitem(KERNELS["fused"], "cpu", of_hardware)
+
+    def gradient(implementation, attend, **options):
+        def loss(table):
+            output = attend(
+                ARRAYS["query"], ARRAYS["key"], ARRAYS["value"],
+                score=scores.RelativeBias(table), is_causal=True,
+                implementation=implementation, **options,
+            )  # fmt: skip
+            return jnp.sum(jnp.sin(output))
+
+        return jit(jax.grad(loss))(np.random.default_rng(0).normal(size=(8, N)))
+
+    over = {"axis_name": "sequence", "mesh": mesh_of(4), "method": method}
+    found = gradient("fused", sharded.dot_product_attention, **over)
+    expected = gradient("reference", attn.dot_product_attention)
+    assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("float64")

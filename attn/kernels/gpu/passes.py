@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from attn.devices import vary, varying
 from attn.indices import along_diagonals
 from attn.kernels import call as calls
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
@@ -314,7 +315,9 @@ class _Backward(NamedTuple):
             outs,
             lanes=lanes,
         )
-        (summed,) = jax.linear_transpose(table, like)(found)
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in like]
+        _, pull = jax.vjp(table, vary(zeros, varying(found)))
+        (summed,) = pull(found)
         return dict(zip(diagonals, summed, strict=True))
 
     @property

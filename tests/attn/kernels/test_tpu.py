@@ -86,11 +86,10 @@ def test_a_ring_of_devices_runs_them_where_xla_has_nothing_to_divide():
         return kernels_in(jax.grad(loss, (0, 1, 2)), x, x, x)
 
     assert kernels((4,), is_causal=True) == kernels((1, 4), is_causal=True) == 3
+    assert kernels((4,), method="all_to_all", implementation="fused") == 3
     assert kernels((2, 4), is_causal=True) == kernels((4,), implementation="blockwise") == 0
     with pytest.raises(ValueError, match="XLA divides it over devices"):
         kernels((2, 4), implementation="fused")
-    with pytest.raises(ValueError, match="heads are spread over devices"):
-        kernels((4,), method="all_to_all", implementation="fused")
 
 
 def test_forward_mode_and_second_order_need_none():
