@@ -17,9 +17,11 @@ from jaxtyping import Array, Bool, Float
 from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
+from attn.kernels.distances import Distances
 from attn.masks import Mask
 from attn.overrides import KERNELS, Refused, options_of, usual_of
 from attn.plan import Context, Plan, plan
+from attn.scores import RelativeBias
 from attn.target import PLATFORMS, target
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
@@ -33,7 +35,8 @@ class Cost(NamedTuple):
     """Beside arguments and results, as XLA on CPU allocates; of a call of a thousand queries and
     keys or more, without a bias of T x S, right within a factor of 1.5. Of the reference with a
     score function too low: what such a function keeps of every pair is not known. Of the fused
-    kernels, the most that XLA on TPU needs: every array and result copied once."""
+    kernels, the most that XLA on TPU needs: every array and result copied once; as it allocates for
+    an H100, right within a factor of 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,11 @@ def explain(
     lanes = math.prod(query.shape[:-3]) * query.shape[-2]
     pairs = visited * lanes * grid.query_side * grid.key_side
     width, value_width = query.shape[-1], value.shape[-1]
-    forward_bytes, gradient_bytes = _BYTES[name](grid, lanes, query, key, value)
+    memory = _of_gpu if how is not None and how["kernels"] == "gpu" else _BYTES[name]
+    forward_bytes, gradient_bytes = memory(grid, lanes, query, key, value)
+    if memory is _of_gpu:
+        tables = _bytes_of_tables(grid, query.shape[-2], resolved.score)
+        forward_bytes, gradient_bytes = forward_bytes + tables, gradient_bytes + 2 * tables
     return Explanation(
         implementation=name,
         refused={other: why for other, why in refused.items() if other != name},
@@ -240,6 +247,25 @@ def _copies(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[i
     result = math.prod(query.shape[:-1]) * (value.shape[-1] + 1)
     forward = query.dtype.itemsize * arrays + size * result
     return forward, 2 * forward + size * arrays
+
+
+def _of_gpu(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+    """Returns the bytes of every array and result, and of some of them again, in whole tiles."""
+    (rows, columns), sides = grid.counts, (grid.query_side, grid.key_side)
+    rows, columns = rows * sides[0], columns * sides[1]
+    width, value_width = (64 * ceil_div(x.shape[-1], 64) for x in (query, value))
+    of_keys = lanes // query.shape[-2] * key.shape[-2]
+    numbers = (lanes * rows + of_keys * columns) * (width + value_width)
+    forward = 1.1 * query.dtype.itemsize * numbers
+    return int(forward), int(1.6 * forward)
+
+
+def _bytes_of_tables(grid: Grid, num_heads: int, score: Any) -> int:
+    """Returns the bytes of tiles at every distance, of biases of distances, for kernels on GPU."""
+    leaves = jax.tree.leaves(score, is_leaf=lambda x: isinstance(x, RelativeBias))
+    found = sum(isinstance(x, RelativeBias) for x in leaves)
+    sides = grid.query_side, grid.key_side
+    return 4 * found * num_heads * Distances(grid.counts, sides).count * math.prod(sides)
 
 
 _BYTES = {"fused": _copies, "cudnn": _copies, "blockwise": _linear, "reference": _quadratic}

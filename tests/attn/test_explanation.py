@@ -10,6 +10,7 @@ import pytest
 import attn
 from attn import masks
 from attn.indices import tile_indices
+from tests.compilers import lines_of, needs_gpu_compiler, needs_tpu_compiler
 
 WITHIN = 1.5
 """What is promised of the bytes."""
@@ -191,3 +192,49 @@ def test_tiles_are_small_where_masked_rows_and_heads_are_many(rows, heads, side)
     assert f"of {side} queries, {side} keys" in told
     whole = str(attn.explain(x, x, x, implementation="blockwise"))
     assert f"of {max(side, 512)} queries" in whole
+
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import attn
+from attn import masks, scores
+from experiments.targets import chip_of, devices_of
+
+chip = chip_of(sys.argv[1])
+mesh = Mesh(np.array(devices_of(sys.argv[1])[:1]), ("x",), axis_types=(AxisType.Auto,))
+named = {"implementation": "fused"}
+
+def found(name, dtype="bfloat16", B=1, T=4096, N=8, K=8, H=128, V=None, **options):
+    shapes = (T, N, H), (T, K, H), (T, K, V or H)
+    cut = NamedSharding(mesh, PartitionSpec())
+    x = [jax.ShapeDtypeStruct((B, *shape), dtype, sharding=cut) for shape in shapes]
+    attend = lambda *x: attn.dot_product_attention(*x, **named, **options)
+    gradient = jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32) ** 2), (0, 1, 2))
+    with attn.compiled_for(chip.platform, chip.capability):
+        explained = attn.explain(*x, **named, **options)
+        for program, cost in ((attend, explained.forward), (gradient, explained.gradient)):
+            memory = jax.jit(program).lower(*x).compile().memory_analysis()
+            print(name, cost.temporary_bytes, memory.temp_size_in_bytes, sep=";")
+
+found("plain", is_causal=True)
+found("groups", K=2, mask=masks.Window(200, 0))
+found("rows", B=4, T=1500, H=64, V=128)
+found("float32, 96 wide", dtype="float32", H=96, is_causal=True)
+if chip.platform == "gpu":
+    found("relative bias", score=scores.RelativeBias(jnp.zeros((32, 8))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "too_much"),
+    [
+        pytest.param("h100:1", 2, marks=needs_gpu_compiler),
+        pytest.param("v5e:2x2", np.inf, marks=needs_tpu_compiler),
+    ],
+)
+def test_memory_of_kernels_is_at_most_what_is_said(target, too_much):
+    for name, said, found in lines_of("-c", PROGRAM, target):
+        assert int(found) <= int(said) <= too_much * int(found), name
