@@ -3,9 +3,11 @@
 Letters: n, m as in ``attn.kernels.gpu.walk``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from attn.kernels.call import Call, kinds_of
@@ -13,23 +15,36 @@ from attn.kernels.values import DISTANCE, KEY
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, Share
 
+RANK_BITS = 29
+"""Below the rank of a tile, by which it is sorted: its place, and whether all is finite."""
+MOST_TILES = 2 ** (RANK_BITS - 1)
+
 
 class Lists(NamedTuple):
-    """Which tiles each block visits; of blocks, those that visit the most come first."""
+    """Which tiles each block visits, in which order; as they are sorted, with what they are by."""
 
+    blocks: Int[Array, "blocks"]
+    """The n-th block, but for multiples of their number; those that visit the most come first."""
     places: Int[Array, "blocks n"]
     """Of tiles at hand, row by row: full and finite ones first, then the others that are visited,
-    then the rest. Twice the number; one more if not all is finite, on which no order depends."""
-    ends: Int[Array, "blocks 3"]
-    """Which block it is, and where the first two end."""
+    then the rest. Above ``RANK_BITS`` is which of these it is; the lowest bit says that not all is
+    finite, on which the order of the others does not depend."""
+    full: Int[Array, "blocks"]
+    visited: Int[Array, "blocks"]
+    """How many are full and finite, and are visited at all."""
     of_rows: Int[Array, "rows"]
     of_columns: Int[Array, "columns"]
     """Which of ``Distances`` a tile has: what its row has and what its column has, added."""
 
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks there are."""
-        return self.ends.shape[0]
+    def block(self, n: Any) -> Any:
+        """Returns the n-th block."""
+        return lax.rem(self.blocks[n], jnp.int32(self.blocks.shape[-1]))
+
+    def tile(self, block: Any, k: Any) -> tuple[Any, Any, Any]:
+        """Returns row and column of the k-th tile of a block, and whether all is finite."""
+        place, columns = self.places[block, k], jnp.int32(self.of_columns.shape[-1])
+        is_clean, place = (place & 1) == 0, (place & (1 << RANK_BITS) - 1) >> 1
+        return lax.div(place, columns), lax.rem(place, columns), is_clean
 
 
 def lists_of(
@@ -55,27 +70,25 @@ def lists_of(
     )
     is_visited, is_bad_there = kinds != EMPTY, rows[:, None] | columns
     rank = jnp.where(is_visited, jnp.where(is_bad_there | (kinds != FULL), 1, 0), 2)
-    places = jnp.reshape(jnp.arange(kinds.size, dtype=jnp.int32), kinds.shape)
-    places = places << 1 | is_bad_there
-    rows, columns = (share[jnp.arange(share.count, dtype=jnp.int32)] for share in shares)
+    places = np.arange(kinds.size, dtype=np.int32).reshape(kinds.shape) << 1 | is_bad_there
+    places = rank.astype(jnp.int32) << RANK_BITS | places
+    rows, columns = (share[np.arange(share.count, dtype=np.int32)] for share in shares)
     of_rows, of_columns = distances.index(rows, 0), distances.index(0, columns)
     of_columns = of_columns - distances.index(0, 0)
-
-    def of_blocks(x, fill):
-        if order == DISTANCE:  # Of the tiles of a row, each has another.
-            at = of_rows[:, None] + of_columns, jnp.arange(rows.size)[:, None]
-            every = jnp.full((distances.count, rows.size), fill, x.dtype)
-            return every.at[at].set(x, unique_indices=True)
-        return x.T if order == KEY else x
-
-    rank, places = of_blocks(rank, 2), of_blocks(places, 0)
-    *_, visited = ends = [jnp.sum(rank <= n, axis=1, dtype=jnp.int32) for n in range(2)]
-    in_turn = jnp.argsort(rank, axis=1, stable=True)
+    if order == DISTANCE:  # Of the tiles of a row, each has another.
+        at = of_rows[:, None] + of_columns, np.arange(rows.size)[:, None]
+        every = jnp.full((distances.count, rows.size), 2 << RANK_BITS, jnp.int32)
+        places = every.at[at].set(places, unique_indices=True)
+    elif order == KEY:
+        places = places.T
+    full, visited = (
+        jnp.sum(places < rank << RANK_BITS, axis=1, dtype=jnp.int32) for rank in (1, 2)
+    )
+    count, most = places.shape
     # So the last to be done are short ones.
-    blocks = jnp.argsort(-visited).astype(jnp.int32)
-    ends = jnp.stack([jnp.arange(blocks.size, dtype=jnp.int32), *ends], axis=1)
-    places = jnp.take_along_axis(places, in_turn, axis=1)[blocks]
-    return Lists(places, ends[blocks], of_rows, of_columns), is_visited
+    blocks = jnp.sort((most - visited) * count + np.arange(count, dtype=np.int32))
+    places, sides = jnp.sort(places, axis=1), map(jnp.asarray, (of_rows, of_columns))
+    return Lists(blocks, places, full, visited, *sides), is_visited
 
 
 def of_visited(

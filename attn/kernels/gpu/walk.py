@@ -128,7 +128,7 @@ class Walk(NamedTuple):
             self.groups,
             self.rows,
             own if lanes is None else lanes,
-            lists.num_blocks * per_tile,
+            lists.blocks.size * per_tile,
             staying,
             coming,
             len(known),
@@ -170,10 +170,9 @@ class Walk(NamedTuple):
         def at_block(lane, n, group):
             of_lane = unravelled(lane, lanes)
             at = Lists(*(picked(x, of_lane[:num_added]) for x in lists))
-            columns = jnp.int32(at.of_columns.shape[-1])
-            row, down, right = unravelled(n, (at.ends.shape[-2], side // block, across))
-            of_block, *ends = (at.ends[row, k] for k in range(3))
-            full, visited = (end * jnp.int32(per_tile) for end in ends)
+            turn, down, right = unravelled(n, (at.blocks.shape[-1], side // block, across))
+            of_block = at.block(turn)
+            full, visited = (x[of_block] * jnp.int32(per_tile) for x in (at.full, at.visited))
             of_group = down * block + group * rows
             first_of_block = of_block * side + of_group
 
@@ -188,10 +187,9 @@ class Walk(NamedTuple):
 
             def tile_of(k):
                 """Row and column of the k-th tile, where in it is what comes, if it is finite."""
-                place = at.places[row, lax.div(k, jnp.int32(per_tile))]
+                i, j, is_clean = at.tile(of_block, lax.div(k, jnp.int32(per_tile)))
                 within = (right + lax.rem(k, jnp.int32(per_tile))) * self.piece
-                place, is_clean = place >> 1, (place & 1) == 0
-                return lax.div(place, columns), lax.rem(place, columns), within, is_clean
+                return i, j, within, is_clean
 
             def coming(k):
                 queries, keys = lanes_of(lax.div(k, visited))
