@@ -1,9 +1,7 @@
 """The two passes of first order for Hopper GPUs, in Pallas's Mosaic."""
 
-import math
-
 from attn.kernels.call import Call
-from attn.kernels.gpu.lists import MOST_TILES
+from attn.kernels.gpu.lists import SIDE_BITS
 from attn.kernels.gpu.operations import missing
 from attn.kernels.gpu.passes import backward, forward, walks_of
 from attn.kernels.gpu.walk import GROUPS, ROWS
@@ -31,8 +29,8 @@ def check(call: Call) -> None:
     sides = grid.query_side, grid.key_side
     if any(side % block for side in sides):
         raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {block}")
-    if math.prod(share.count for share in shares_of(grid, call.plan.ring)) > MOST_TILES:
-        raise Refused(f"it has more than {MOST_TILES} tiles")
+    if max(share.count for share in shares_of(grid, call.plan.ring)) > 2**SIDE_BITS:
+        raise Refused(f"it has more than {2**SIDE_BITS} rows or columns of tiles")
     if call.plan.dtype not in DTYPES:
         raise Refused(f"it is of {call.plan.dtype}; sums are of float32")
     if max(call.widths) > WIDEST:

@@ -15,9 +15,10 @@ from attn.kernels.values import DISTANCE, KEY
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, Share
 
-RANK_BITS = 29
-"""Below the rank of a tile, by which it is sorted: its place, and whether all is finite."""
-MOST_TILES = 2 ** (RANK_BITS - 1)
+SIDE_BITS = 14
+"""Of the row, and of the column, of a tile."""
+RANK_BITS = 2 * SIDE_BITS + 1
+"""Below the rank of a tile, by which it is sorted: its row and column, and if all is finite."""
 
 
 class Lists(NamedTuple):
@@ -26,8 +27,8 @@ class Lists(NamedTuple):
     blocks: Int[Array, "blocks"]
     """The n-th block, but for multiples of their number; those that visit the most come first."""
     places: Int[Array, "blocks n"]
-    """Of tiles at hand, row by row: full and finite ones first, then the others that are visited,
-    then the rest. Above ``RANK_BITS`` is which of these it is; the lowest bit says that not all is
+    """Of tiles at hand: full and finite ones first, then the others that are visited, then the
+    rest. From the highest bits on: which of these it is, row, column, and whether not all is
     finite, on which the order of the others does not depend."""
     full: Int[Array, "blocks"]
     visited: Int[Array, "blocks"]
@@ -42,9 +43,8 @@ class Lists(NamedTuple):
 
     def tile(self, block: Any, k: Any) -> tuple[Any, Any, Any]:
         """Returns row and column of the k-th tile of a block, and whether all is finite."""
-        place, columns = self.places[block, k], jnp.int32(self.of_columns.shape[-1])
-        is_clean, place = (place & 1) == 0, (place & (1 << RANK_BITS) - 1) >> 1
-        return lax.div(place, columns), lax.rem(place, columns), is_clean
+        place, mask = self.places[block, k], (1 << SIDE_BITS) - 1
+        return place >> SIDE_BITS + 1 & mask, place >> 1 & mask, (place & 1) == 0
 
 
 def lists_of(
@@ -70,7 +70,8 @@ def lists_of(
     )
     is_visited, is_bad_there = kinds != EMPTY, rows[:, None] | columns
     rank = jnp.where(is_visited, jnp.where(is_bad_there | (kinds != FULL), 1, 0), 2)
-    places = np.arange(kinds.size, dtype=np.int32).reshape(kinds.shape) << 1 | is_bad_there
+    i, j = np.indices(kinds.shape, dtype=np.int32)
+    places = i << SIDE_BITS + 1 | j << 1 | is_bad_there
     places = rank.astype(jnp.int32) << RANK_BITS | places
     rows, columns = (share[np.arange(share.count, dtype=np.int32)] for share in shares)
     of_rows, of_columns = distances.index(rows, 0), distances.index(0, columns)
