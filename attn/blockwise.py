@@ -88,7 +88,7 @@ def blockwise_attention(
     is_basic &= dropout_seed is None and spread is None
     band = kernels.band_of(Asked(query, key, value, bias, mask, score, is_basic), named)
     if sides is None and band is None:
-        sides = kernels.sides_of(query.dtype, named)
+        sides = kernels.sides_of(query, value, named)
     call, context, params = plan(query, key, mask, score, *dropped, sides, spread, named, band)
     return attend(call, context, params, query, key, value, bias, scale)
 

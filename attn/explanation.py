@@ -131,7 +131,8 @@ def explain(
     if name == "reference":
         sides = TileSizes(query.shape[-3], key.shape[-3])
     elif how is not None:
-        sides = OF_KERNELS.get(how["kernels"])
+        has_tiles = how["kernels"] in OF_KERNELS
+        sides = kernels.tiles_of(how["kernels"], query, value) if has_tiles else None
     of_plan = query, key, resolved.mask, None, None, 0.0, sides
     call, context, _ = plan(*of_plan)
     grid, kinds = call.grid, _kinds(call, context)
@@ -181,7 +182,7 @@ def _refusal(
         except Refused as refusal:
             return refusal.reason
         return None
-    sides = OF_KERNELS[how["kernels"]]
+    sides = kernels.tiles_of(how["kernels"], query, value)
     of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
     call, context, params = plan(*of_plan, named="fused")
 

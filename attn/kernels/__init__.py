@@ -56,7 +56,19 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
     return None
 
 
-def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
+WIDE = 2**11
+"""Bytes of a row of query and value, from which on fast memory of a TPU has room for less."""
+
+
+def tiles_of(kernels: str, query: Any, value: Any) -> TileSizes:
+    """Returns the greatest sides of tiles for kernels, and arrays of which types are known."""
+    sides, width = OF_KERNELS[kernels], query.shape[-1] + value.shape[-1]
+    if kernels == "tpu" and width * query.dtype.itemsize >= WIDE:
+        return sides._replace(query=sides.query // 2, key=sides.key // 2)
+    return sides
+
+
+def sides_of(query: Any, value: Any, named: str | None) -> TileSizes | None:
     """Returns the greatest sides of tiles for kernels of tiles that take such arrays here.
 
     None if there are none: loops over tiles have sides of their own.
@@ -65,10 +77,10 @@ def sides_of(dtype: Any, named: str | None) -> TileSizes | None:
         kernels = how["kernels"]
         if kernels == "gpu" and not how["interpret"]:
             hardware = of_hardware(kernels)
-            if dtype not in hardware.DTYPES or hardware.refusal_here(named):
+            if query.dtype not in hardware.DTYPES or hardware.refusal_here(named):
                 continue
         if kernels in OF_KERNELS:
-            return OF_KERNELS[kernels]
+            return tiles_of(kernels, query, value)
     return None
 
 

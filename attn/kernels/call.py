@@ -91,15 +91,15 @@ def operands_of(context: Context, inputs: Inputs) -> tuple[Any, ...]:
     return context, inputs.bias, inputs.scale, inputs.params
 
 
-def arrays_of(call: Call, inputs: Inputs) -> tuple[Array, Array, Array]:
+def arrays_of(call: Call, inputs: Inputs, dtype: Any = None) -> tuple[Array, Array, Array]:
     """Returns query ``[*B, N, T, H]``, key ``[*B, K, S, H]``, value ``[*B, K, S, V]``.
 
-    In the dtype that they were given in: it holds them exactly.
+    In the dtype that they were given in, which holds them exactly, if no other is asked for.
     """
     plan = call.plan
     query = of_heads(plan, jnp.moveaxis(inputs.query, -3, -1))
     arrays = query, jnp.swapaxes(inputs.key, -1, -2), jnp.swapaxes(inputs.value, -1, -2)
-    query, key, value = (x.astype(plan.dtype) for x in arrays)
+    query, key, value = (x.astype(dtype or plan.dtype) for x in arrays)
     return query, key, value
 
 

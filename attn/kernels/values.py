@@ -89,6 +89,9 @@ def _applied(x: Value, operands: list[Any]) -> Any:
     if name in ELEMENTWISE:
         shape: Any = jnp.broadcast_shapes(*(y.shape for y in operands))
         operands = [repeated(y, shape) for y in operands]
+        if x.is_inner and name in ("abs", "sign"):
+            of_operand = _sign(operands[0])
+            return of_operand if name == "sign" else of_operand * operands[0]
         found = x.operation.bind(*operands, **x.params)
         return found[x.index] if x.operation.multiple_results else found
     if x.is_inner or (name in PLACINGS and (axes or x.narrow != x.shape)):
@@ -104,6 +107,16 @@ def _applied(x: Value, operands: list[Any]) -> Any:
     params = x.operation.get_bind_params(x.params)
     found = x.operation.bind(*operands, **params)
     return found[x.index] if x.operation.multiple_results else found
+
+
+def _sign(x: Array) -> Array:
+    """Returns 1, -1, or 0 or NaN itself, constant to derivatives.
+
+    As ``lax.sign``, for which Pallas would look at the TPU that is here.
+    """
+    x = lax.stop_gradient(x)
+    one = jnp.ones_like(x)
+    return jnp.where(x > 0, one, jnp.where(x < 0, -one, x))
 
 
 def repeated(x: Array, shape: tuple[int, ...]) -> Array:

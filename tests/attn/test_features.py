@@ -124,6 +124,13 @@ SCORES = {
         },
         lambda s, p: p["cap"] * jnp.tanh(s / p["cap"]) + p["of_key"],
     ),
+    "nothing of the score": (
+        {"of_query": CLOSED_OVER[:13]},
+        lambda p: {
+            "score": lambda s, at, _: jnp.zeros_like(s) + p["of_query"][at.query],
+        },
+        lambda s, p: jnp.broadcast_to(p["of_query"][:, None], s.shape),
+    ),
     "relative bias": (
         {"table": TABLE},
         lambda p: {"score": scores.RelativeBias(p["table"], max_distance=9)},

@@ -2,9 +2,10 @@
 
 from attn.kernels.call import Call
 from attn.kernels.gpu.lists import SIDE_BITS
-from attn.kernels.gpu.operations import missing
+from attn.kernels.gpu.operations import lack
 from attn.kernels.gpu.passes import backward, forward, walks_of
 from attn.kernels.gpu.walk import GROUPS, ROWS
+from attn.kernels.lacking import refuse_lacking
 from attn.overrides import Refused
 from attn.spread import shares_of
 from attn.target import target
@@ -36,8 +37,7 @@ def check(call: Call) -> None:
     if max(call.widths) > WIDEST:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
     walks_of(call)
-    if names := missing(call):
-        raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")
+    refuse_lacking(call, lack)
 
 
 def refusal_here(named: str | None) -> str | None:

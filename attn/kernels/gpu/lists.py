@@ -70,7 +70,7 @@ def lists_of(
     )
     is_visited, is_bad_there = kinds != EMPTY, rows[:, None] | columns
     rank = jnp.where(is_visited, jnp.where(is_bad_there | (kinds != FULL), 1, 0), 2)
-    i, j = np.indices(kinds.shape, dtype=np.int32)
+    i, j = (lax.broadcasted_iota(jnp.int32, kinds.shape, axis) for axis in range(2))
     places = i << SIDE_BITS + 1 | j << 1 | is_bad_there
     places = rank.astype(jnp.int32) << RANK_BITS | places
     rows, columns = (share[np.arange(share.count, dtype=np.int32)] for share in shares)

@@ -1,20 +1,19 @@
 """What Mosaic has for GPUs of the operations that a function of pairs is made of."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal
 
-from attn.closures import CALLS
-from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
+from attn.kernels.lacking import called, dtypes_of
 
 HAS = frozenset(
     """
     abs add and atan2 broadcast_in_dim clamp convert_element_type cos div eq erf exp exp2
-    ge gt integer_pow le log logistic lt max min mul ne neg not or rem round rsqrt select_n
+    ge gt le log logistic lt max min mul ne neg not or rem round rsqrt select_n
     shift_left shift_right_logical sign sin square sub tanh xor
     """.split()  # noqa: SIM905
 )
@@ -53,60 +52,46 @@ def _threefry2x32(key0, key1, x0, x1):
     return x0, x1
 
 
+def _integer_pow(x, *, y):
+    """By squares; Knuth, "The Art of Computer Programming", volume 2, section 4.6.3."""
+    power, rest = jnp.ones_like(x), abs(y)
+    while rest:
+        power, rest = power * x if rest % 2 else power, rest // 2
+        x = x * x
+    return 1 / power if y < 0 else power
+
+
 INSTEAD: dict[str, Callable] = {
     "add_any": lax.add,
     "copy": lambda x: x,
     "expm1": _expm1,
+    "integer_pow": _integer_pow,
     "is_finite": lambda x: x - x == 0,
     "log1p": _log1p,
     "sqrt": _sqrt,
     "stop_gradient": lambda x: x,
     "threefry2x32": _threefry2x32,
 }
-"""What is the same as one that it has not."""
+"""What is the same as one that it has not, or not all of."""
+DTYPES = "bool", "int32", "uint32", "float32", "bfloat16", "float16"
+"""Of numbers that it computes with."""
 
 
-def missing(call: Call) -> list[str]:
-    """Returns the names of the operations on pairs, derivatives included, that it has not."""
-    shape = jax.ShapeDtypeStruct((8, 8), call.dtype)
-    known = {x: jax.ShapeDtypeStruct((8, 8), x.dtype) for x in call.pairs.inputs}
-    moving = [x for x in known if is_float(x)]
-    which = [SCORES, *([MASKED_SCORES, ALLOWED] if call.is_masked else [])]
-    which += [FACTORS] if call.has_dropout else []
-
-    def passes(values, scores):
-        given = dict(zip(known, values, strict=True))
-
-        def inner(n, scores, some):
-            found = call.pairs.inner(given | dict(zip(moving, some, strict=True)), scores, n)
-            return jnp.broadcast_to(found, scores.shape)
-
-        some = [given[x] for x in moving]
-        plain: list[Any] = [inner(n, scores, some) for n in which if n in (ALLOWED, FACTORS)]
-        for n in which:
-            if n not in (ALLOWED, FACTORS):
-                found, pull = jax.vjp(lambda *x, n=n: inner(n, *x), scores, some)
-                plain.append((found, pull(found)))
-        return plain
-
-    closed = jax.make_jaxpr(passes)(list(known.values()), shape)
-    return sorted({name for name in _names(closed.jaxpr) if name not in HAS | INSTEAD.keys()})
+def lack(equation: Any) -> str | None:
+    """Returns the name of what an equation has that a kernel has not; None if it has all."""
+    name, dtypes = equation.primitive.name, dtypes_of(equation)
+    if name not in HAS | INSTEAD.keys():
+        return name
+    if others := dtypes - {*DTYPES}:
+        return f"{name} of {', '.join(sorted(others))}"
+    is_of_floats = bool(dtypes & {"float32", "bfloat16", "float16"})
+    return "rem of floats" if name == "rem" and is_of_floats else None
 
 
-def _names(jaxpr: Jaxpr) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        called = _called(equation)
-        if called is None:
-            yield equation.primitive.name
-        else:
-            yield from _names(called.jaxpr)
-
-
-def _called(equation: Any) -> ClosedJaxpr | None:
-    found = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-    if equation.primitive.name not in CALLS or found is None:
-        return None
-    return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(found, ())
+def _is_to_bool(equation: Any) -> bool:
+    return equation.primitive.name == "convert_element_type" and jnp.issubdtype(
+        equation.params["new_dtype"], jnp.bool_
+    )
 
 
 def done(function: Callable, *arguments: Any) -> Any:
@@ -125,10 +110,12 @@ def _run(closed: ClosedJaxpr, leaves: Sequence[Any]) -> list[Any]:
 
     for equation in jaxpr.eqns:
         operands, name = [read(x) for x in equation.invars], equation.primitive.name
-        if (called := _called(equation)) is not None:
-            found = _run(called, operands)
+        if (inside := called(equation)) is not None:
+            found = _run(inside, operands)
+        elif _is_to_bool(equation):
+            found = [operands[0] != 0]
         elif name in INSTEAD:
-            found = INSTEAD[name](*operands)
+            found = INSTEAD[name](*operands, **(equation.params if name == "integer_pow" else {}))
             found = found if equation.primitive.multiple_results else [found]
         else:
             params = equation.primitive.get_bind_params(equation.params)

@@ -354,10 +354,14 @@ class _Backward(NamedTuple):
         mixed = tile.unless_clean(lambda x: spoiled(x, 2, 1), mixed)
         moving = [x for x in known if is_float(x)]
 
-        def scores_of(products, some):
-            return _scores(call, known | dict(zip(moving, some, strict=True)), products, allowed)
+        which = SCORES if allowed is None else MASKED_SCORES
 
-        scores, pull = jax.vjp(scores_of, products, [known[x] for x in moving])
+        def scores_of(products, some):
+            given = known | dict(zip(moving, some, strict=True))
+            return jnp.broadcast_to(call.pairs.inner(given, products, which), products.shape)
+
+        some = [known[x] for x in moving]
+        scores, pull = done(lambda *x: jax.vjp(scores_of, *x), products, some)
         scores = laid_out(call, scores)
         lse, d_sums = of_rows() if early is None else early
         weights = exp(call, scores, lse)

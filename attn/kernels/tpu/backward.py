@@ -55,10 +55,10 @@ def backward(
       d_lse: that of the log-sum-exp, less ``d_output . output``.
       shares: the tiles of queries and of keys at hand.
     """
-    plan = call.plan
-    query, key, value = calls.arrays_of(call, inputs)
+    plan, held = call.plan, tiles.held_dtype(call)
+    query, key, value = calls.arrays_of(call, inputs, held)
     given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
-    cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(plan.dtype)
+    cotangents = calls.of_heads(plan, jnp.moveaxis(d_output, -3, -1)).astype(held)
     rows = [calls.of_heads(plan, x[..., None, :]) for x in (finite(lse), d_lse)]
     arrays = _Arrays(query, key, value, given, cotangents, *rows)
     d_query, of_queries = _along_rows(call, context, shares, arrays)

@@ -29,7 +29,7 @@ def forward(
 
     Cost: two matrix products a tile; no memory but that of the results.
     """
-    arrays = calls.arrays_of(call, inputs)
+    arrays = calls.arrays_of(call, inputs, tiles.held_dtype(call))
     given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
     side, width = call.plan.grid.query_side, arrays[2].shape[-1]
     *lanes, num_queries, _ = arrays[0].shape

@@ -34,6 +34,11 @@ class Tile(NamedTuple):
         return dot(self.key, self.query, (1, 1))
 
 
+def held_dtype(call: Call) -> Any:
+    """Returns the dtype of arrays in memory: Mosaic does not load float16 on a TPU."""
+    return jnp.float32 if call.plan.dtype == jnp.float16 else call.plan.dtype
+
+
 def read(call: Call, refs: Sequence[Any]) -> Tile:
     """Returns a tile from references to query, key, value and the inputs of the pairs."""
     query, key, value, *inputs = refs
@@ -60,7 +65,8 @@ def scores_of(
     call: Call, tile: Tile, products: Float[Array, "s t"], allowed: Array | None
 ) -> Float[Array, "s t"]:
     """Returns the scores, -inf where a pair takes no part."""
-    return call.pairs.inner(tile.given, products, SCORES if allowed is None else MASKED_SCORES)
+    which = SCORES if allowed is None else MASKED_SCORES
+    return jnp.broadcast_to(call.pairs.inner(tile.given, products, which), products.shape)
 
 
 def kept_of(call: Call, tile: Tile, scores: Array, x: Float[Array, "s t"]) -> Float[Array, "s t"]:

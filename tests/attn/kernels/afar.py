@@ -75,6 +75,35 @@ CASES = {
             score=lambda s, at, p: jnp.tanh(s) * p[at.head] - jnp.log1p(jnp.abs(at.query - at.key)),
         ),
     ),
+    "float16": (sizes(dtype="float16"), lambda q, k, v: attend(q, k, v, **causal)),
+    "quotients and signs": (
+        sizes(),
+        lambda q, k, v: attend(
+            q,
+            k,
+            v,
+            score=lambda s, at, _: jnp.sign(s) - jnp.abs(s),
+            mask=masks.Where(lambda at: (at.query + at.key) // 7 % 2 == 0),
+        ),
+    ),
+    "nothing of the score": (
+        sizes(),
+        lambda q, k, v: attend(q, k, v, score=lambda s, at, _: jnp.zeros_like(s)),
+    ),
+    "a cap that is given": (
+        [*sizes(), array(4, dtype="float32")],
+        lambda q, k, v, p: attend(q, k, v, score=scores.SoftCap(p), **causal),
+    ),
+    "bias and mask, wide": (
+        [
+            *sizes(T=2048, H=256, dtype="float32"),
+            array(4, 2048, 2048, dtype="float32"),
+            array(4, 2048, 2048, dtype="bool"),
+            array(32, 4, dtype="float32"),
+        ],
+        lambda q, k, v, bias, mask, p: attend(q, k, v, bias, mask, score=scores.RelativeBias(p)),
+    ),
+    "768 wide": (sizes(H=768, dtype="float32"), lambda q, k, v: attend(q, k, v, **causal)),
     "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
     **{
         f"relative bias{name}": (

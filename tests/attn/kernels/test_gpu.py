@@ -131,8 +131,9 @@ def test_where_nothing_is_named_loops_over_tiles_run_unless_it_is_for_a_hopper()
 )
 def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected):
     """Loops over tiles, which run elsewhere, are faster with larger ones."""
-    with attn.compiled_for("gpu", here):
-        assert kernels.sides_of(jnp.dtype(dtype), None) == expected
+    with jax.enable_x64(True), attn.compiled_for("gpu", here):
+        x = jax.ShapeDtypeStruct((1, 512, 4, 64), dtype)
+        assert kernels.sides_of(x, x, None) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,10 +168,48 @@ def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
     jax.tree.map(close, operations.INSTEAD[name](*arguments), of_jax(*arguments))
 
 
+@pytest.mark.parametrize("y", [-3, -1, 0, 1, 2, 5, 8])
+def test_powers_are_the_same(y):
+    x = np.linspace(-3, 3, 8, dtype=np.float32)
+    found = operations.INSTEAD["integer_pow"](x, y=y)
+    np.testing.assert_allclose(found, x.astype(np.float64) ** y, rtol=1e-6)
+
+
+OF_PAIRS = {
+    "a cap that is given": lambda s, at, p: p[0] * jnp.tanh(s / p[0]),
+    "powers": lambda s, at, p: s**3 + (2 + s * s) ** -1 + 1 / (2 + s * s),
+    "logarithms": lambda s, at, p: jnp.log1p(jnp.abs(s)) + jnp.expm1(-s * s) + jnp.sqrt(1 + s * s),
+    "signs": lambda s, at, p: jnp.sign(s) - jnp.abs(s) + jnp.sign(at.query - at.key),
+    "integers": lambda s, at, p: s + (at.query + at.key) // 7 % 3 * p[0],
+    "conversions": lambda s, at, p: jnp.where((at.query - at.key).astype(bool), s, 2 * s),
+    "half": lambda s, at, p: s.astype(jnp.bfloat16).astype(jnp.float32) * p[0],
+    "nothing of the score": lambda s, at, p: jnp.zeros_like(s),
+    "nothing but of queries": lambda s, at, p: jnp.zeros_like(s) + p[0] * at.query,
+    "nothing but of keys": lambda s, at, p: jnp.zeros_like(s) + p[0] * at.key,
+}
+NOT_OF_PAIRS = {
+    "remainders": lambda s, at, p: s + s % 2.0,
+    "small integers": lambda s, at, p: (
+        s + ((at.query % 100).astype(jnp.int8) > (at.key % 99).astype(jnp.int8))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*OF_PAIRS, *NOT_OF_PAIRS])
+def test_a_score_of_ones_own_is_lowered_or_refused(name):
+    call = {"score": (OF_PAIRS | NOT_OF_PAIRS)[name], "is_causal": True}
+    call["score_params"] = jnp.arange(1.0, N + 1)
+    with attn.compiled_for("gpu", "9.0"):
+        assert ("mosaic_gpu" in lowered(None, **call)) == (name in OF_PAIRS)
+        if name in NOT_OF_PAIRS:
+            with pytest.raises(ValueError, match="has what a kernel has not"):
+                lowered("fused", **call)
+
+
 def test_operations_are_those_that_mosaic_has():
     has = {primitive.name for primitive in mosaic_lowering_rules[LANExWG_SEMANTICS]}
     assert has >= operations.HAS
-    assert not operations.INSTEAD.keys() & has
+    assert operations.INSTEAD.keys() & has == {"integer_pow"}  # It has squares alone.
 
 
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])
@@ -291,9 +330,9 @@ def test_its_threads_wait_for_each_other(name, monkeypatch):
 
 
 HALF = [
-    *("plain", "segments, lengths", "a user's score function", "width 128", "relative bias"),
+    *("plain", "segments, lengths", "a user's score function", "relative bias"),
     *("width 96", "width 192", "width 256", "values of another width", "any length", "one query"),
-    *("prefix, window", "dense", "a user's mask", "soft cap", "bias", "dropout", "long"),
+    *("dense", "a cap that is given", "quotients and signs", "bias", "dropout", "long"),
     "relative bias of long rows",
 ]
 SINGLE = ["float32", "float32, 128 wide"]

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn import scores
+from attn.arguments import resolve
 from attn.indices import along_diagonals
+from attn.kernels.call import taken_apart
 from attn.kernels.pairwise import split
 from attn.kernels.values import KEY, NEITHER, QUERY
 from attn.overrides import Refused
-from attn.tiles import Share
+from attn.plan import plan
+from attn.tiles import Share, TileSizes
 
 B, N, T, S, t, s = 2, 3, 12, 20, 4, 5
 COUNTS = T // t, S // s
@@ -178,3 +182,15 @@ def test_what_is_not_of_one_pair_is_refused(name):
     function, reason = REFUSED[name]
     with pytest.raises(Refused, match=reason):
         split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)
+
+
+def test_what_is_of_distances_is_one_value_masked_or_not():
+    """So there is one table of it, and one gradient."""
+    x = jnp.ones((1, 256, 2, 64))
+    bias = scores.RelativeBias(jnp.ones((8, 2)))
+    resolved = resolve(x, x, None, None, score=bias, is_causal=True)
+    sides = TileSizes(128, 128)
+    call, context, params = plan(x, x, resolved.mask, resolved.score, None, 0.0, sides)
+    inputs = call.arrange(params, x, x, x, None, resolved.scale)
+    taken = taken_apart(call, context, inputs, interpret=True)
+    assert sum(x.is_diagonal for x in taken.pairs.inputs) == 1

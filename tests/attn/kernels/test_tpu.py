@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.pallas.mosaic.core import CoreType
+from jax._src.pallas.mosaic.lowering import lowering_rules
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import attn
 from attn import scores
+from attn.kernels.tpu import HAS
 from tests.compilers import TOPOLOGIES, lines_of, needs_tpu_compiler
 
 X = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16")
@@ -60,6 +63,22 @@ def looked_up(score, at, table):
 def test_what_they_refuse_is_blockwise():
     table = jnp.zeros(7)
     assert kernels_in(lambda *x: total(*x, score=looked_up, score_params=table), X, X, X) == 0
+
+
+@pytest.mark.parametrize("name", ["cbrt", "expm1", "int16"])
+def test_what_they_have_not_is_blockwise_or_said(name):
+    def changed(s, at, _):
+        if name == "int16":
+            return s + (at.query.astype(name) + at.key.astype(name)) % jnp.int16(3)
+        return getattr(jnp, name)(s)
+
+    assert kernels_in(lambda *x: total(*x, score=changed), X, X, X) == 0
+    with pytest.raises(ValueError, match=f"has what a kernel has not: .*{name}"):
+        kernels_in(lambda *x: total(*x, score=changed, implementation="fused"), X, X, X)
+
+
+def test_operations_are_those_that_mosaic_has():
+    assert {primitive.name for primitive in lowering_rules[CoreType.TC]} >= HAS
 
 
 def test_a_bias_by_distance_runs_in_them_in_a_shard_map_too():
@@ -146,6 +165,7 @@ def test_explained():
 SOME = ["plain", "segments, lengths", "a user's score function", "width 256", "relative bias"]
 EVERY = [
     *SOME,
+    *("float16", "quotients and signs", "nothing of the score", "bias and mask, wide", "768 wide"),
     *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
     *(
         "one query",
@@ -168,7 +188,7 @@ def test_the_compiler_takes_them(chip, names):
     found = lines_of("-m", "tests.attn.kernels.afar", TOPOLOGIES[chip], "default", *names)
     assert [int(kernels) for _, kernels, _ in found] == [1, 3] * len(names)
     for name, _, size in found:
-        if name not in ("bias", "dense") and "long" not in name:
+        if not any(x in name for x in ("bias", "dense", "wide", "long")):
             assert int(size) < 2 * 4 * 1024**2 * 4, f"{name}: no map of all pairs"
         if "long" in name:
             assert int(size) < 2**31
