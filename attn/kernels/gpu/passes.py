@@ -109,8 +109,9 @@ def backward(
     """Returns the cotangents of the inputs; see ``attn.kernels.tpu.backward``.
 
     Cost: seven matrix products a tile, nine for heads wider than 128, two more for the gradient of
-    a bias of distances; no memory but that of the results and of copies of the arrays, and for such
-    a bias of 128 (T + S) numbers a head.
+    a bias of distances, each of them three or six in float32 (``attn.kernels.gpu.parts``); no
+    memory but that of the results and of copies of the arrays, of lists of tiles, and for such a
+    bias of 128 (T + S) numbers a head.
     """
     plan = call.plan
     given, transposed = calls.moving_of_pairs(call, context, inputs, shares)
