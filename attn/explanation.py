@@ -88,8 +88,9 @@ def explain(
 
     No attention is computed, only the tile rules of the mask; query, key, value and bias may be
     given by shape and dtype. Arguments and errors are those of the call, less what changes neither
-    tiles nor products: sinks, dropout and ``return_residual``. ``platform`` is ``"cpu"``, ``"gpu"``
-    or ``"tpu"``, that of JAX's default device if None; it need not be there.
+    tiles nor products: sinks, dropout and ``return_residual``; with one of them what would be
+    cuDNN's is of the kernels after it. ``platform`` is ``"cpu"``, ``"gpu"`` or ``"tpu"``, that of
+    JAX's default device if None; it need not be there, and a GPU that is not is a Hopper.
 
     Example:
       >>> import attn, jax
@@ -184,7 +185,9 @@ def _refusal(
         return None
     sides = kernels.tiles_of(how["kernels"], query, value)
     of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
-    call, context, params = plan(*of_plan, named="fused")
+    # Of a device that is not here, all is told that it could do if it were what they are for.
+    is_known = platform == target().platform
+    call, context, params = plan(*of_plan, named=named if is_known else "fused")
 
     def check(query, key, value, bias):
         inputs = call.arrange(params, query, key, value, bias, resolved.scale)

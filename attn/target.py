@@ -40,7 +40,8 @@ def compiled_for(platform: str, capability: str | None = None) -> Iterator[None]
     """Returns a context in which what is traced and lowered is for a device that need not be here.
 
     Only who compiles ahead of time for other devices than JAX's own needs it; what JAX has traced
-    before it does not trace again.
+    before it does not trace again. cuDNN is asked whether it is here: where it is not, what would
+    be its is of the kernels after it.
 
     Args:
       platform: "cpu", "gpu" or "tpu".

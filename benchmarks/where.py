@@ -14,7 +14,7 @@ import tyro
 import attn
 from attn import masks, scores
 
-COLUMNS = {"CPU": "cpu", "GPU": "gpu", "TPU": "tpu"}
+COLUMNS = {"CPU": "cpu", "GPU (Hopper)": "gpu", "TPU": "tpu"}
 """Platforms, by what README says of them."""
 
 

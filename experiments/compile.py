@@ -3,7 +3,8 @@
     python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...]
 
 A target is a kind of TPU (v4, v5e, v5p, v6e) or GPU (h100, h200) and its shape, as in ``v5p:4x4x4``
-or ``h100:8``. The compilers need no such chip (x86-64 Linux; ``pip install --no-deps libtpu``, or
+or ``h100:8``; on a GPU, what would be cuDNN's is of our kernels. The compilers need no such chip
+(x86-64 Linux; ``pip install --no-deps libtpu``, or
 ``jax-cuda13-pjrt jax-cuda13-plugin nvidia-cuda-nvcc nvidia-nvvm``). The runs of a sweep are spread
 over the chips and, with ``--mesh.data``, ``--mesh.sequence`` and ``--mesh.model``, each run over
 several of them. Of every model:

@@ -184,7 +184,9 @@ class Reader:
             if lanes is not None:
                 return (*lanes, *x.narrow[-2:]), False
         if is_inner:
-            raise Refused(f"its function of pairs is not elementwise: {name} of pairs")
+            own = name.startswith("custom_")
+            why = "has a derivative of its own" if own else "is not elementwise"
+            raise Refused(f"its function of pairs {why}: {name} of pairs")
         for x in operands:
             if x.narrow != x.shape and math.prod(x.shape) > self.most:
                 raise Refused(f"its function of pairs makes them of queries or keys: {name}")

@@ -179,6 +179,11 @@ def test_a_platform_that_is_not_here():
         attn.compiled_for("ipu"),
     ):
         pass
+    for capability in (None, "8.0"):
+        with attn.compiled_for("gpu", capability):
+            found = attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32"))
+        assert found.implementation == "blockwise"
+        assert "compute capability 9.0" in found.refused["fused"]
     with attn.compiled_for("gpu", "9.0"):
         assert attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32")) == (
             attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32"), platform="gpu")

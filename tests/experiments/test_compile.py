@@ -61,7 +61,7 @@ def test_it_compiles(arguments, status, message):
 @needs_gpu_compiler
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--target", "h100:1"], "1 chips of 80 GB"), (["--target=h200:2x8"], "16 chips of 141 GB")],
+    [(["--target", "h100:1"], "1 chips of 63.8 GB"), (["--target=h200:2x8"], "16 chips of 113 GB")],
 )
 def test_it_compiles_for_gpus(arguments, message):
     run = run_python("-m", "experiments.compile", SMOKE, *arguments)

@@ -77,6 +77,14 @@ def test_what_they_have_not_is_blockwise_or_said(name):
         kernels_in(lambda *x: total(*x, score=changed, implementation="fused"), X, X, X)
 
 
+def test_a_derivative_rule_of_its_own_is_kept_by_loops():
+    relu = lambda s, at, _: jax.nn.relu(s)  # noqa: E731
+    assert kernels_in(lambda *x: total(*x, score=relu), X, X, X) == 0
+    with pytest.raises(ValueError, match="has a derivative of its own: custom_jvp_call"):
+        kernels_in(lambda *x: total(*x, score=relu, implementation="fused"), X, X, X)
+    assert kernels_in(lambda *x: total(*x, score=lambda s, at, _: jnp.maximum(s, 0)), X, X, X) == 1
+
+
 def test_operations_are_those_that_mosaic_has():
     assert {primitive.name for primitive in lowering_rules[CoreType.TC]} >= HAS
 
