@@ -17,11 +17,9 @@ from jaxtyping import Array, Bool, Float
 from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
-from attn.kernels.distances import Distances
 from attn.masks import Mask
 from attn.overrides import KERNELS, Refused, options_of, usual_of
 from attn.plan import Context, Plan, plan
-from attn.scores import RelativeBias
 from attn.target import PLATFORMS, target
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
@@ -112,9 +110,13 @@ def explain(
         arguments.check_choice("platform", platform, PLATFORMS)
     platform = platform or target().platform
     arrays = query, key, value, shapes[3]
-    refusals = {
-        kind: _refusal(kind, named, platform, arrays, resolved, options) for kind in KERNELS
-    }
+    taken: dict[str, Any] = {}
+    refusals: dict[str, str | None] = dict.fromkeys(KERNELS)
+    for kind in KERNELS:
+        try:
+            taken[kind] = _taken(kind, named, platform, arrays, resolved, options)
+        except Refused as refusal:
+            refusals[kind] = refusal.reason
     if named is not None and refusals.get(named):
         raise Refused(str(refusals[named]), named)
     takers = [kind for kind in usual_of(platform) if refusals[kind] is None]
@@ -144,11 +146,8 @@ def explain(
     lanes = math.prod(query.shape[:-3]) * query.shape[-2]
     pairs = visited * lanes * grid.query_side * grid.key_side
     width, value_width = query.shape[-1], value.shape[-1]
-    memory = _of_gpu if how is not None and how["kernels"] == "gpu" else _BYTES[name]
-    forward_bytes, gradient_bytes = memory(grid, lanes, query, key, value)
-    if memory is _of_gpu:
-        tables = _bytes_of_tables(grid, query.shape[-2], resolved.score)
-        forward_bytes, gradient_bytes = forward_bytes + tables, gradient_bytes + 2 * tables
+    memory = _BYTES[name if how is None else how["kernels"]]
+    forward_bytes, gradient_bytes = memory(grid, lanes, query, key, value, taken.get(name))
     return Explanation(
         implementation=name,
         refused={other: why for other, why in refused.items() if other != name},
@@ -159,29 +158,30 @@ def explain(
     )
 
 
-def _refusal(
+def _taken(
     kind: str,
     named: str | None,
     platform: str,
     arrays: tuple[Any, ...],
     resolved: Any,
     options: Options,
-) -> str | None:
-    """Returns why kernels of a kind do not take such a call; None if they do."""
+) -> Any:
+    """Returns the call as kernels of a kind see it; None is as it was.
+
+    Raises:
+      Refused: if they do not take it.
+    """
     how = options_of(platform, kind)
     if how is None or (how["interpret"] and named != kind):
         own = [place for place, x in KERNELS[kind].items() if not x["interpret"]]
         places = ", ".join(own).replace("cuda", "gpu")
-        return f"its kernels are for {places}; this is {platform}"
+        raise Refused(f"its kernels are for {places}; this is {platform}", kind)
     query, key, value, bias = arrays
     if how["kernels"] == "cudnn":
         is_basic, is_here = options.get("scale") is None, platform == target().platform
         changes = bias, resolved.mask, resolved.score
         asked = kernels.cudnn.Asked(query, key, value, *changes, is_basic)
-        try:
-            kernels.cudnn.band_of(asked, interpret=how["interpret"], is_here=is_here)
-        except Refused as refusal:
-            return refusal.reason
+        kernels.cudnn.band_of(asked, interpret=how["interpret"], is_here=is_here)
         return None
     sides = kernels.tiles_of(how["kernels"], query, value)
     of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
@@ -189,15 +189,14 @@ def _refusal(
     is_known = platform == target().platform
     call, context, params = plan(*of_plan, named=named if is_known else "fused")
 
+    found = []
+
     def check(query, key, value, bias):
         inputs = call.arrange(params, query, key, value, bias, resolved.scale)
-        kernels.check(call, context, inputs, **how)
+        found.append(kernels.check(call, context, inputs, **how))
 
-    try:
-        jax.eval_shape(check, *arrays)
-    except Refused as refusal:
-        return refusal.reason
-    return None
+    jax.eval_shape(check, *arrays)
+    return found[0]
 
 
 def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:
@@ -222,8 +221,11 @@ def _kinds(call: Plan, context: Context) -> dict[str, int] | None:
     return {name: int(np.sum(np.asarray(kinds) == kind)) for name, kind in names}
 
 
-def _linear(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+def _linear(
+    grid: Grid, lanes: int, query: Any, key: Any, value: Any, taken: Any
+) -> tuple[int, int]:
     """Returns the bytes of arrays of positions last, and of a few tiles of scores."""
+    del taken
     size = accumulated(query.dtype).itemsize
     result = math.prod(query.shape[:-1]) * value.shape[-1]
     arrays = math.prod(query.shape) + math.prod(key.shape) + math.prod(value.shape)
@@ -231,17 +233,21 @@ def _linear(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[i
     return int(size * (arrays + 2 * tile)), int(size * (1.25 * (arrays + result) + 3.2 * tile))
 
 
-def _quadratic(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+def _quadratic(
+    grid: Grid, lanes: int, query: Any, key: Any, value: Any, taken: Any
+) -> tuple[int, int]:
     """Returns the bytes of a few maps."""
-    del key, value
+    del key, value, taken
     size = accumulated(query.dtype).itemsize
     pairs = lanes * grid.num_queries * grid.num_keys
     return int(1.5 * size * pairs), int(4.3 * size * pairs)
 
 
-def _copies(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
+def _copies(
+    grid: Grid, lanes: int, query: Any, key: Any, value: Any, taken: Any
+) -> tuple[int, int]:
     """Returns the bytes of every array and result once, as rows of whole registers hold them."""
-    del grid, lanes
+    del grid, lanes, taken
 
     def numbers(x):
         return math.prod(x.shape[:-1]) * 128 * ceil_div(x.shape[-1], 128)
@@ -253,23 +259,26 @@ def _copies(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[i
     return forward, 2 * forward + size * arrays
 
 
-def _of_gpu(grid: Grid, lanes: int, query: Any, key: Any, value: Any) -> tuple[int, int]:
-    """Returns the bytes of every array and result, and of some of them again, in whole tiles."""
-    (rows, columns), sides = grid.counts, (grid.query_side, grid.key_side)
-    rows, columns = rows * sides[0], columns * sides[1]
+def _in_tiles(
+    grid: Grid, lanes: int, query: Any, key: Any, value: Any, taken: Any
+) -> tuple[int, int]:
+    """Returns the bytes of arrays and results in whole tiles, and of tiles at every distance."""
+    sides = grid.query_side, grid.key_side
+    rows, columns = (n * side for n, side in zip(grid.counts, sides, strict=True))
     width, value_width = (64 * ceil_div(x.shape[-1], 64) for x in (query, value))
     of_keys = lanes // query.shape[-2] * key.shape[-2]
     numbers = (lanes * rows + of_keys * columns) * (width + value_width)
-    forward = 1.1 * query.dtype.itemsize * numbers
-    return int(forward), int(1.6 * forward)
+    arrays = 1.1 * query.dtype.itemsize * numbers
+    tables = sum(x.is_diagonal for x in taken.pairs.inputs)
+    tables *= 4 * query.shape[-2] * taken.pairs.distances.count * math.prod(sides)
+    return int(arrays + tables), int(1.6 * arrays + 2 * tables)
 
 
-def _bytes_of_tables(grid: Grid, num_heads: int, score: Any) -> int:
-    """Returns the bytes of tiles at every distance, of biases of distances, for kernels on GPU."""
-    leaves = jax.tree.leaves(score, is_leaf=lambda x: isinstance(x, RelativeBias))
-    found = sum(isinstance(x, RelativeBias) for x in leaves)
-    sides = grid.query_side, grid.key_side
-    return 4 * found * num_heads * Distances(grid.counts, sides).count * math.prod(sides)
-
-
-_BYTES = {"fused": _copies, "cudnn": _copies, "blockwise": _linear, "reference": _quadratic}
+_BYTES = {
+    "tpu": _copies,
+    "gpu": _in_tiles,
+    "cudnn": _copies,
+    "blockwise": _linear,
+    "reference": _quadratic,
+}
+"""By whose kernels run, or the implementation without any."""

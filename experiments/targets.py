@@ -5,7 +5,7 @@ machine, ``h100:2x8`` those of two.
 """
 
 import os
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,8 +111,10 @@ def chip_of(target: str) -> Chip:
 
 def is_installed(platform: str) -> bool:
     """Returns whether the compiler for a platform is."""
-    names = {"tpu": ("libtpu",), "gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
-    return any(find_spec(name) is not None for name in names[platform])
+    try:
+        return all(version(package) for package in PACKAGES[platform])
+    except PackageNotFoundError:
+        return False
 
 
 def devices_of(target: str) -> list[Any]:

@@ -27,6 +27,9 @@ from attn.spread import shares_of
 from attn.target import target
 from attn.tiles import OF_KERNELS, TileSizes
 
+WIDE = 2**11
+"""Bytes of a row of query and value, from which on fast memory of a TPU has room for less."""
+
 
 def of_hardware(kernels: str) -> ModuleType:
     """Returns the module of the kernels for one kind of hardware: forward, backward and check."""
@@ -54,10 +57,6 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
                 if named is not None:
                     raise
     return None
-
-
-WIDE = 2**11
-"""Bytes of a row of query and value, from which on fast memory of a TPU has room for less."""
 
 
 def tiles_of(kernels: str, query: Any, value: Any) -> TileSizes:

@@ -32,9 +32,6 @@ from attn.kernels.values import (
 )
 from attn.overrides import Refused
 
-MOST_READ = 2**12
-"""Numbers of a constant that is looked into, to tell whether it is one that was there before."""
-
 
 class Reader:
     """Reads a program as values; the same operation of the same values is the same value."""
@@ -51,9 +48,8 @@ class Reader:
         # Numbers are NumPy's: a kernel may hold no array of JAX's.
         x = np.asarray(x, dtype) if np.ndim(x) == 0 and not isinstance(x, Tracer) else x
         made = Value(NEITHER, x.shape, x.dtype, x.shape, constant=x)
-        if isinstance(x, Tracer) or x.size > MOST_READ:
-            return made
-        return self.made.setdefault((x.dtype, x.shape, np.asarray(x).tobytes()), made)
+        is_number = isinstance(x, np.ndarray) and x.shape == ()
+        return self.made.setdefault((x.dtype, str(x), ()), made) if is_number else made
 
     def values(
         self, jaxpr: Jaxpr, given: Sequence[Value], consts: Sequence[Value] = ()
@@ -101,11 +97,11 @@ class Reader:
             depends = PAIR
         if operands and all(x.is_number for x in operands):  # And so is the result.
             if name == "broadcast_in_dim":
-                return self.repeated(operands[0], shape)
+                return self.full(operands[0], shape)
             if name in ELEMENTWISE and not primitive.multiple_results:
                 with jax.ensure_compile_time_eval():
                     found = primitive.bind(*(x.constant for x in operands), **params)
-                return self.repeated(self.constant(np.asarray(found), aval.dtype), shape)
+                return self.full(self.constant(np.asarray(found), aval.dtype), shape)
         is_inner = any(x.is_inner for x in operands) or depends == PAIR
         narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
         made = Value(
@@ -123,7 +119,7 @@ class Reader:
         )
         return self.made.setdefault((name, str(params), operands, index), made)
 
-    def repeated(self, number: Value, shape: tuple[int, ...]) -> Value:
+    def full(self, number: Value, shape: tuple[int, ...]) -> Value:
         """Returns an array of a number that is known."""
         made = dataclasses.replace(number, shape=shape, narrow=(1,) * len(shape))
         return self.made.setdefault((number.dtype, str(number.constant), shape), made)

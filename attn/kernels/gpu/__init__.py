@@ -1,10 +1,11 @@
 """The two passes of first order for Hopper GPUs, in Pallas's Mosaic."""
 
 from attn.kernels.call import Call
+from attn.kernels.gpu.backward import backward
+from attn.kernels.gpu.forward import forward
 from attn.kernels.gpu.lists import SIDE_BITS
 from attn.kernels.gpu.operations import lack
-from attn.kernels.gpu.passes import backward, forward, walks_of
-from attn.kernels.gpu.walk import GROUPS, ROWS
+from attn.kernels.gpu.walk import GROUPS, ROWS, walks_of
 from attn.kernels.lacking import refuse_lacking
 from attn.overrides import Refused
 from attn.spread import shares_of

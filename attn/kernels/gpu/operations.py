@@ -12,7 +12,7 @@ from attn.kernels.lacking import called, dtypes_of
 
 HAS = frozenset(
     """
-    abs add and atan2 broadcast_in_dim clamp convert_element_type cos div eq erf exp exp2
+    abs add and atan2 broadcast_in_dim clamp cos div eq erf exp exp2
     ge gt le log logistic lt max min mul ne neg not or rem round rsqrt select_n
     shift_left shift_right_logical sign sin square sub tanh xor
     """.split()  # noqa: SIM905
@@ -20,13 +20,13 @@ HAS = frozenset(
 """In the layout of a product, as of jax 0.10."""
 
 
-def _log1p(x):
+def _log1p(x, **_):
     """Goldberg, "What every computer scientist should know about floating-point", theorem 4."""
     u = 1 + x
     return jnp.where((u == 1) | (u == jnp.inf), x, x * jnp.log(u) / (u - 1))
 
 
-def _expm1(x):
+def _expm1(x, **_):
     """Kahan's: the error of ``exp`` and that of ``log`` take each other away."""
     u = jnp.exp(x)
     is_moderate = (u != 1) & (u - 1 != -1) & (u < jnp.inf)
@@ -34,7 +34,7 @@ def _expm1(x):
     return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * x / logarithm, u - 1))
 
 
-def _sqrt(x):
+def _sqrt(x, **_):
     return jnp.where((x == 0) | (x == jnp.inf), x, x * lax.rsqrt(x))
 
 
@@ -52,6 +52,12 @@ def _threefry2x32(key0, key1, x0, x1):
     return x0, x1
 
 
+def _convert_element_type(x, *, new_dtype, **params):
+    if jnp.issubdtype(new_dtype, jnp.bool_):
+        return x != 0
+    return lax.convert_element_type_p.bind(x, new_dtype=new_dtype, **params)
+
+
 def _integer_pow(x, *, y):
     """By squares; Knuth, "The Art of Computer Programming", volume 2, section 4.6.3."""
     power, rest = jnp.ones_like(x), abs(y)
@@ -63,6 +69,7 @@ def _integer_pow(x, *, y):
 
 INSTEAD: dict[str, Callable] = {
     "add_any": lax.add,
+    "convert_element_type": _convert_element_type,
     "copy": lambda x: x,
     "expm1": _expm1,
     "integer_pow": _integer_pow,
@@ -72,7 +79,7 @@ INSTEAD: dict[str, Callable] = {
     "stop_gradient": lambda x: x,
     "threefry2x32": _threefry2x32,
 }
-"""What is the same as one that it has not, or not all of."""
+"""What is the same as one that it has not, or not all of; they take its parameters."""
 DTYPES = "bool", "int32", "uint32", "float32", "bfloat16", "float16"
 """Of numbers that it computes with."""
 
@@ -86,12 +93,6 @@ def lack(equation: Any) -> str | None:
         return f"{name} of {', '.join(sorted(others))}"
     is_of_floats = bool(dtypes & {"float32", "bfloat16", "float16"})
     return "rem of floats" if name == "rem" and is_of_floats else None
-
-
-def _is_to_bool(equation: Any) -> bool:
-    return equation.primitive.name == "convert_element_type" and jnp.issubdtype(
-        equation.params["new_dtype"], jnp.bool_
-    )
 
 
 def done(function: Callable, *arguments: Any) -> Any:
@@ -112,14 +113,10 @@ def _run(closed: ClosedJaxpr, leaves: Sequence[Any]) -> list[Any]:
         operands, name = [read(x) for x in equation.invars], equation.primitive.name
         if (inside := called(equation)) is not None:
             found = _run(inside, operands)
-        elif _is_to_bool(equation):
-            found = [operands[0] != 0]
-        elif name in INSTEAD:
-            found = INSTEAD[name](*operands, **(equation.params if name == "integer_pow" else {}))
-            found = found if equation.primitive.multiple_results else [found]
         else:
-            params = equation.primitive.get_bind_params(equation.params)
-            found = equation.primitive.bind(*operands, **params)
-            found = found if equation.primitive.multiple_results else [found]
+            primitive: Any = equation.primitive
+            bind: Callable = INSTEAD.get(name) or primitive.bind
+            found = bind(*operands, **primitive.get_bind_params(equation.params))
+            found = found if primitive.multiple_results else [found]
         known.update(zip(equation.outvars, found, strict=True))
     return [read(x) for x in jaxpr.outvars]

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from attn.kernels.call import Call
+from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
+from attn.kernels.gpu.operations import done
 from attn.kernels.gpu.parts import inner_parts_of, pairs_of
+from attn.kernels.values import KEY, QUERY, Value
 
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 """What products are summed in."""
@@ -114,6 +116,53 @@ class Tile:
                 plgpu.wgmma(ref, a, b)
 
         return pl.run_state(add)(ACC.init(total))
+
+
+def known_in(tile: Tile, first: int) -> dict[Value, Array]:
+    """Returns what the pairs take from outside, ``[r, c]`` each; so much else is known before."""
+    known = {}
+    for n, x in enumerate(tile.call.pairs.inputs):
+        if x.is_cut or x.is_diagonal:
+            found = tile.pairs(first + n, is_of_distance=x.is_diagonal)
+        else:
+            found = tile.along(first + n, x.depends)
+        known[x] = found != 0 if x.dtype == bool else found
+    return known
+
+
+def spoiled(tile: Tile, which: Sequence[int], products: Array) -> Float[Array, "r c"]:
+    """Returns products, NaN where what they are of was not finite.
+
+    Args:
+      tile: at hand.
+      which: are known, NaN or 0: the second of keys, the others of queries.
+      products: of what was made finite.
+    """
+    return products + sum(tile.along(n, KEY if n == 1 else QUERY) for n in which)
+
+
+def allowed_in(tile: Tile, known: dict[Value, Array]) -> Bool[Array, "r c"] | None:
+    """Returns which pairs take part; None is all."""
+    if tile.is_full or not tile.call.is_masked:
+        return None
+    return _inner(tile.call, known, jnp.zeros(tile.shape, tile.call.dtype), ALLOWED)
+
+
+def scores_of(
+    call: Call, known: dict[Value, Array], products: Float[Array, "r c"], allowed: Array | None
+) -> Float[Array, "r c"]:
+    """Returns the scores, -inf where a pair takes no part."""
+    return _inner(call, known, products, SCORES if allowed is None else MASKED_SCORES)
+
+
+def factors_of(call: Call, known: dict[Value, Array], scores: Array) -> Any:
+    """Returns ``z / (1 - rate)``, of dropout; 1 without."""
+    return _inner(call, known, scores, FACTORS) if call.has_dropout else 1
+
+
+def _inner(call: Call, known: dict[Value, Array], scores: Array, which: int) -> Array:
+    found = done(lambda scores: call.pairs.inner(known, scores, which), scores)
+    return jnp.broadcast_to(found, scores.shape)
 
 
 def _dot(call: Call, a: Array, b: Array) -> Array:

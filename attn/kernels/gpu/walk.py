@@ -27,7 +27,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from attn.kernels.call import Call
-from attn.kernels.gpu.launch import Coming, Launch, Stop, slots_of, times, unravelled
+from attn.kernels.gpu.arrays import diagonals_of
+from attn.kernels.gpu.launch import TILED, Coming, Launch, Stop, slots_of, times, unravelled
 from attn.kernels.gpu.lists import Lists, lists_of, of_visited
 from attn.kernels.gpu.parts import PART, num_parts
 from attn.kernels.gpu.tile import Tile, picked
@@ -287,7 +288,27 @@ def walk_of(call: Call, order: frozenset[str], widths: tuple[int, int], most: in
         piece = most
         while piece >= LEAST:
             held, slot = of_rows * ROWS * groups, of_pieces * piece
-            if slots_of(*((0, held + slot) if order == DISTANCE else (held, slot))) > 0:
+            if order == DISTANCE:  # All comes.
+                held, slot = 0, held + slot
+            if slots_of(held, slot) > 0:
                 return Walk(call, order, ROWS, groups, piece)
             piece //= 2
     raise Refused(f"its heads are too wide for shared memory, in {num_parts(call)} parts")
+
+
+def walks_of(call: Call) -> dict[str, Walk]:
+    """Returns how each kernel goes over tiles.
+
+    Raises:
+      attn.overrides.Refused: if there is no room for what it sees at a time.
+    """
+    width, value_width = (n + -n % TILED for n in call.widths)
+    both, is_narrow = width + value_width, max(call.widths) <= 128 and num_parts(call) == 1
+    found = {
+        "forward": walk_of(call, QUERY, (width, both), 128 if is_narrow else 64),
+        "queries": walk_of(call, QUERY, (both, both), 64),
+        "keys": walk_of(call, KEY, (both, both), 64),
+    }
+    if diagonals_of(call):
+        found["distances"] = walk_of(call, DISTANCE, (both, both), 64)
+    return found

@@ -32,6 +32,7 @@ HAS = frozenset(
 )
 """Operations on pairs that Mosaic has for TPUs, as of jax 0.10."""
 DTYPES = "bool", "int32", "uint32", "float32", "bfloat16"
+"""Of numbers that it computes with."""
 
 
 def check(call: Call) -> None:

@@ -20,7 +20,7 @@ from jax.extend.random import threefry2x32_p
 import attn
 from attn import kernels, masks, scores
 from attn.arguments import resolve
-from attn.kernels.gpu import operations, passes, walk
+from attn.kernels.gpu import backward, forward, operations, walk
 from attn.overrides import KERNELS
 from attn.plan import plan
 from attn.spread import shares_of
@@ -209,7 +209,8 @@ def test_a_score_of_ones_own_is_lowered_or_refused(name):
 def test_operations_are_those_that_mosaic_has():
     has = {primitive.name for primitive in mosaic_lowering_rules[LANExWG_SEMANTICS]}
     assert has >= operations.HAS
-    assert operations.INSTEAD.keys() & has == {"integer_pow"}  # It has squares alone.
+    # It has squares alone, and no conversion to bool.
+    assert operations.INSTEAD.keys() & has == {"integer_pow", "convert_element_type"}
 
 
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])
@@ -291,10 +292,10 @@ def first_order(options, *, batch, lengths, dtype):
     @jax.jit
     def both(context, inputs):
         shares = shares_of(call.grid, None)
-        output, lse = passes.forward(taken, context, inputs, shares)
+        output, lse = forward(taken, context, inputs, shares)
         d_output = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
         given = lse, d_output, -jnp.sum(d_output * output, axis=-3)
-        return output, lse, passes.backward(taken, context, inputs, *given, shares)
+        return output, lse, backward(taken, context, inputs, *given, shares)
 
     return both(context, inputs)
 
@@ -319,8 +320,9 @@ def test_its_threads_wait_for_each_other(name, monkeypatch):
     with jax.default_matmul_precision("default"):
         expected = first_order(options, **given)
         params = InterpretGPUParams(detect_races=True)
-        simulated = lambda *x: walk.walk_of(*x)._replace(simulated=params)  # noqa: E731
-        monkeypatch.setattr(passes, "walk_of", simulated)
+        walk_of = walk.walk_of
+        simulated = lambda *x: walk_of(*x)._replace(simulated=params)  # noqa: E731
+        monkeypatch.setattr(walk, "walk_of", simulated)
         found = first_order(options, **given)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     for x, y in pairs:
@@ -348,11 +350,11 @@ def test_the_compiler_takes_them(precision, names):
     """NVIDIA's assembler too, which is what refuses a kernel that cannot run."""
     found = lines_of("-m", "tests.attn.kernels.afar", "h100:1", precision, *names)
     assert [name for name, _, _ in found] == [name for name in names for _ in range(2)]
-    for (name, *forward), (_, *gradient) in zip(found[::2], found[1::2], strict=True):
+    for (name, *output), (_, *gradient) in zip(found[::2], found[1::2], strict=True):
         # A bias of distances has one more, and so have heads of which both sums do not fit.
         more = "relative" in name or name in ("width 192", "width 256")
-        assert (int(forward[0]), int(gradient[0])) == (1, 4 if more else 3)
-        for size in (int(forward[1]), int(gradient[1])):
+        assert (int(output[0]), int(gradient[0])) == (1, 4 if more else 3)
+        for size in (int(output[1]), int(gradient[1])):
             if "long" in name:
                 assert size < 2**31
             elif name not in ("bias", "dense"):
