@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.devices import example, vary, varying
 from attn.kernels.pairwise import Split, split
-from attn.kernels.values import KEY, Value
+from attn.kernels.values import KEY, Value, is_float
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
 from attn.tiles import FULL, Share, Tile, agreed, cut
@@ -195,11 +195,6 @@ def _in_lanes(plan: Plan, x: Array) -> Array:
         groups = plan.num_key_heads, plan.num_heads // plan.num_key_heads
         x = jnp.broadcast_to(x, (*batch, *groups, rows, columns))
     return jnp.reshape(x, (*batch, -1, rows, columns))
-
-
-def is_float(x: Value) -> bool:
-    """Returns whether what pairs take may have a cotangent."""
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _summed(x: Array, like: Array) -> Array:

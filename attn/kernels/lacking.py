@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from attn.closures import CALLS
-from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call, is_float
+from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
+from attn.kernels.values import OWN_DERIVATIVE, is_float
 from attn.overrides import Refused
 
 
@@ -54,7 +55,7 @@ def dtypes_of(equation: Any) -> set[str]:
 def called(equation: Any) -> ClosedJaxpr | None:
     """Returns the program that an equation calls; None if it does not."""
     found = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-    if equation.primitive.name not in CALLS or found is None:
+    if equation.primitive.name not in CALLS | {OWN_DERIVATIVE} or found is None:
         return None
     return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(found, ())
 

@@ -11,7 +11,9 @@ in it is known by what it depends on:
 - on both, but on nothing other than how far apart they are: it is computed outside, for all the
   distances that tiles have, and as ``attn.indices.along_diagonals`` given to the kernel;
 - on both: it is left for the kernel, and must be elementwise. A part of an array that is cut along
-  both axes, such as a dense bias, is given to the kernel cut.
+  both axes, such as a dense bias, is given to the kernel cut. What is not elementwise, but goes by
+  how far the key is from the query and keeps pairs apart, such as a table that is looked up, is
+  computed outside for all such offsets, and given along diagonals too (``attn.kernels.offsets``).
 
 A value of pairs that only repeats one of queries or of keys is never made: it stays as narrow as it
 was. What cannot be taken apart so is refused, with the reason.
@@ -28,9 +30,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from attn.indices import expand
 from attn.kernels.distances import Distances
 from attn.kernels.reading import Reader, check
-from attn.kernels.values import KEY, NEITHER, PAIR, QUERY, Value, computed
+from attn.kernels.values import KEY, NEITHER, OFFSET, PAIR, QUERY, Value, computed, shape_of
 from attn.tiles import Share
 
 
@@ -79,14 +82,36 @@ class Split:
         """Returns what a value repeats along diagonals, at all distances, on a first axis."""
         (along,) = value.operands
         leaves = [jnp.asarray(x) for x in jax.tree.leaves(operands)]
+        known = dict(zip(self.given, leaves, strict=False))
+        if along.depends == OFFSET:
+            return self._windows(along, value.params["nearest"], known)
 
         def at(n):
-            known = dict(zip(self.given, leaves, strict=False))
-            for x in _firsts(along):
-                known[x] = (x.nearest + n * self.distances.step).astype(x.dtype)
-            return jnp.broadcast_to(computed(along, known), along.shape)
+            here = known | {
+                x: (x.nearest + n * self.distances.step).astype(x.dtype) for x in _firsts(along)
+            }
+            return jnp.broadcast_to(computed(along, here), along.shape)
 
         return jax.vmap(at)(jnp.arange(self.distances.count, dtype=jnp.int32))
+
+    def _windows(self, x: Value, nearest: dict[Value, int], known: dict[Value, Any]) -> Array:
+        """Returns what is known of each offset, those of a tile together, at all distances.
+
+        It is computed as of one query and as many keys as there are offsets.
+
+        Args:
+          x: of pairs, on its last two axes.
+          nearest: of what it goes by, the first key less the first query at the least distance.
+          known: what else it takes.
+        """
+        (rows, columns), step = self.distances.sides, self.distances.step
+        width, firsts = rows + columns - 1, jnp.arange(self.distances.count) * step
+        sides = 1, step * (self.distances.count - 1) + width
+        offsets = jnp.arange(sides[1])[None] - (rows - 1)
+        here = known | {y: _shifted(y, offsets + n) for y, n in nearest.items()}
+        whole = jnp.broadcast_to(computed(x, here, sides=sides), shape_of(x, sides))
+        windows = whole[..., 0, firsts[:, None] + jnp.arange(width)]
+        return jnp.moveaxis(windows, -2, 0)
 
     def inner(self, known: dict[Value, Array], scores: Array, which: int) -> Array:
         """Returns a result ``[s, t]`` of a tile, or what broadcasts to it.
@@ -128,7 +153,7 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     distances = Distances(counts, (rows, columns))
     reader = Reader(given[-3:], distances, most=16 * math.prod(lanes) * max(rows, columns))
     consts = [reader.constant(x) for x in closed.consts]
-    results = reader.values(closed.jaxpr, (*given, of_scores), consts)
+    results = reader.settled(reader.values(closed.jaxpr, (*given, of_scores), consts))
     inputs: dict[Value, None] = {}
 
     def visit(x: Value):
@@ -145,6 +170,15 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     for x in inputs:
         check(x, given, distances)
     return Split(distances, given, of_scores, tuple(results), tuple(inputs))
+
+
+def _shifted(x: Value, offsets: Array) -> Array:
+    """Returns an operation of keys and queries, where all queries are 0."""
+    keys_queries = [offsets if y.depends == KEY else jnp.zeros_like(offsets) for y in x.operands]
+    types = (y.dtype for y in x.operands)
+    of_types = [y.astype(dtype) for y, dtype in zip(keys_queries, types, strict=True)]
+    found = x.operation.bind(*of_types, **x.params)
+    return expand(found, len(x.shape))
 
 
 def _firsts(x: Value) -> set[Value]:

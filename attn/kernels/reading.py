@@ -6,29 +6,36 @@ See ``attn.kernels.pairwise``.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
 
 from attn.closures import CALLS
 from attn.indices import along_diagonals
 from attn.kernels.distances import Distances
+from attn.kernels.offsets import SHIFTED, axes_of, followed
 from attn.kernels.values import (
     DISTANCE,
     ELEMENTWISE,
     KEY,
     NEITHER,
+    OFFSET,
+    OWN_DERIVATIVE,
     PAIR,
     PLACINGS,
     QUERY,
     RESHAPES,
+    Axes,
+    Own,
     Value,
     computed,
+    is_float,
+    shape_of,
 )
 from attn.overrides import Refused
 
@@ -71,9 +78,12 @@ class Reader:
                 is_closed = isinstance(called, ClosedJaxpr)
                 consts = [self.constant(x) for x in called.consts] if is_closed else []
                 found = self.values(called.jaxpr if is_closed else called, operands, consts)
+            elif equation.primitive.name == OWN_DERIVATIVE and _depends(operands) in (PAIR, OFFSET):
+                found = self.own_derivative(equation, operands)
             else:
+                axes = self.axes(equation, operands)
                 found = [
-                    self.value(equation.primitive, equation.params, operands, n, x.aval)
+                    self.value(equation.primitive, equation.params, operands, n, x.aval, axes[n])
                     for n, x in enumerate(equation.outvars)
                 ]
             known.update(zip(equation.outvars, found, strict=True))
@@ -86,15 +96,17 @@ class Reader:
         operands: tuple[Value, ...],
         index: int,
         aval: Any,
+        axes: Axes | None,
     ) -> Value:
         """Returns a result of an operation."""
         name, shape = primitive.name, tuple(aval.shape)
-        depends = functools.reduce(frozenset.union, (x.depends for x in operands), NEITHER)
-        nearest = self.nearest(operands) if name == "sub" and shape == () else None
-        if nearest is not None:
-            depends = DISTANCE
-        elif depends > DISTANCE:
-            depends = PAIR
+        if axes is None:
+            operands = self.settled(operands)
+        depends = _depends(operands)
+        nearest = None
+        if name == "sub" and not shape and [x.depends for x in operands] == [KEY, QUERY]:
+            nearest = self.nearest(operands)
+            depends = PAIR if nearest is None else DISTANCE
         if operands and all(x.is_number for x in operands):  # And so is the result.
             if name == "broadcast_in_dim":
                 return self.full(operands[0], shape)
@@ -102,8 +114,20 @@ class Reader:
                 with jax.ensure_compile_time_eval():
                     found = primitive.bind(*(x.constant for x in operands), **params)
                 return self.full(self.constant(np.asarray(found), aval.dtype), shape)
-        is_inner = any(x.is_inner for x in operands) or depends == PAIR
-        narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
+        is_inner, narrow, is_cut = (
+            any(x.is_inner for x in operands) or depends == PAIR,
+            shape,
+            False,
+        )
+        if OFFSET not in {x.depends for x in operands}:
+            try:
+                narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
+            except Refused:
+                if axes is None:
+                    raise
+                depends = OFFSET
+        if OFFSET in {depends, *(x.depends for x in operands)}:
+            depends, is_inner = OFFSET, False
         made = Value(
             depends,
             shape,
@@ -116,8 +140,137 @@ class Reader:
             is_inner=is_inner,
             is_cut=is_cut,
             nearest=nearest,
+            axes=axes,
         )
-        return self.made.setdefault((name, str(params), operands, index), made)
+        # A derivative of one's own is not told from another by what it prints.
+        key = made if name == OWN_DERIVATIVE else (name, str(params), operands, index)
+        return self.made.setdefault(key, made)
+
+    def axes(self, equation: Any, operands: tuple[Value, ...]) -> list[Axes | None]:
+        """Returns where the pairs of the results are, of what goes by their offsets alone."""
+        name, shapes = equation.primitive.name, [tuple(x.aval.shape) for x in equation.outvars]
+        if name in SHIFTED and {x.depends for x in operands} == {QUERY, KEY}:
+            return [
+                (len(shape) - 2, len(shape) - 1) if len(shape) > 1 else None for shape in shapes
+            ]
+        if not all(x.axes or not x.depends for x in operands):
+            return [None for _ in shapes]
+        return [followed(name, equation.params, operands, shape) for shape in shapes]
+
+    def settled(self, operands: Sequence[Value]) -> tuple[Value, ...]:
+        """Returns them, what goes by offsets alone as tiles that a kernel is given."""
+        return tuple(self.of_offsets(x) if x.depends == OFFSET else x for x in operands)
+
+    def of_offsets(self, x: Value) -> Value:
+        """Returns a tile of what is known of each offset of a key from a query."""
+        if x.axes != (len(x.shape) - 2, len(x.shape) - 1):
+            raise Refused(f"its function of pairs is not elementwise: {x.operation.name} of pairs")
+        nearest, left = {}, [x]
+        while left:
+            y = left.pop()
+            if {z.depends for z in y.operands} != {QUERY, KEY}:
+                left += [z for z in y.operands if z.axes]
+            elif y not in nearest:
+                nearest[y] = self.nearest(y.operands)
+                if nearest[y] is None:
+                    raise Refused("its function of pairs is not elementwise, nor of offsets")
+        params = {"nearest": nearest}
+        made = Value(PAIR, x.shape, x.dtype, x.shape, x.operation, params, (x,))
+        made = dataclasses.replace(made, is_inner=True, is_diagonal=True)
+        return self.made.setdefault(("of_offsets", x), made)
+
+    def own_derivative(self, equation: Any, operands: tuple[Value, ...]) -> list[Value]:
+        """Returns the results of a function of pairs that has a derivative of its own."""
+        if not all(x.axes or not x.depends for x in operands):
+            operands = self.settled(operands)
+        params = equation.primitive.get_bind_params(equation.params)
+        own = functools.partial(equation.primitive.bind, **params)
+        without = jaxpr_as_fun(equation.params["call_jaxpr"])
+        shapes = [x.aval.shape for x in equation.invars]
+        given = {n: x for n, x in enumerate(operands) if not x.is_number}
+        moving = {n: x for n, x in given.items() if is_float(x)}
+
+        def of(function, some):
+            """Of the operands that are not numbers, by place."""
+            every = (
+                some[n] if n in some else jnp.full(shapes[n], x.constant)
+                for n, x in enumerate(operands)
+            )
+            return function(*every)
+
+        def tangents(some, moved):
+            of_moving = lambda x: [y for y in of(own, some | x) if is_float(y)]  # noqa: E731
+            return jax.jvp(of_moving, ({n: some[n] for n in moving},), (moved,))[1]
+
+        def run_tangents(some, moved):
+            # Read where it is asked for: a rule may call the function that it is of.
+            _, run = self.of_pairs(tangents, given, moving)
+            return run(*some, *moved)
+
+        results, run = self.of_pairs(functools.partial(of, without), given)
+        operation: Any = Own(run, run_tangents)
+        some = tuple(given.values())
+        return [
+            dataclasses.replace(x, operation=operation, params={}, operands=some, index=n)
+            for n, x in enumerate(results)
+        ]
+
+    def of_pairs(
+        self, function: Callable, *operands: dict[int, Value]
+    ) -> tuple[list[Value], Callable[..., list[Any]]]:
+        """Returns the results of a function of values, and how to compute them of arrays.
+
+        Raises:
+          Refused: if it does not keep pairs apart in all that it takes and makes.
+        """
+        leaves: list[Value] = jax.tree.leaves(operands)
+        types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands)
+        is_of_offsets = OFFSET in {x.depends for x in leaves}
+        if is_of_offsets:
+            given = [
+                Value(OFFSET, x.shape, x.dtype, x.shape, axes=axes_of(x))
+                if x.depends
+                else Value(NEITHER, x.shape, x.dtype, x.narrow)
+                for x in leaves
+            ]
+        else:
+            given = [Value(PAIR, x.shape, x.dtype, x.narrow, is_inner=True) for x in leaves]
+        closed = jax.make_jaxpr(function)(*types)
+        consts = [self.constant(x) for x in closed.consts]
+        results = self.values(closed.jaxpr, given, consts)
+        seen = set(given)
+
+        def visit(x):
+            """Of what a kernel is to compute there is nothing that it is not given."""
+            if x in seen or x.is_number:
+                return
+            if not (x.is_inner and x.operands):
+                raise Refused("its function of pairs has a derivative of more than pairs")
+            seen.add(x)
+            for operand in x.operands:
+                visit(operand)
+
+        def run(*arrays):
+            known = dict(zip(given, arrays, strict=True))
+            if not is_of_offsets:
+                shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in arrays))
+                return [jnp.broadcast_to(computed(x, known), shape) for x in results]
+            sides = next(
+                (array.shape[x.axes[0]], array.shape[x.axes[1]])
+                for x, array in zip(given, arrays, strict=True)
+                if x.axes
+            )
+            return [
+                jnp.broadcast_to(computed(x, known, sides=sides), shape_of(x, sides))
+                for x in results
+            ]
+
+        for x in results:
+            if is_of_offsets and x.depends != OFFSET:
+                raise Refused("its function of offsets has what is of none")
+            if not is_of_offsets:
+                visit(x)
+        return results, run
 
     def full(self, number: Value, shape: tuple[int, ...]) -> Value:
         """Returns an array of a number that is known."""
@@ -133,18 +286,25 @@ class Reader:
         return self.made.setdefault(("along_diagonals", x), made)
 
     def nearest(self, operands: Sequence[Value]) -> int | None:
-        """Returns a key less a query at the least distance between tiles, if it goes by that."""
-        if [x.depends for x in operands] != [KEY, QUERY]:
-            return None
-        ends = []
-        for x, count, side in zip(
-            reversed(operands), self.distances.counts, self.distances.sides, strict=True
-        ):
+        """Returns a key less a query at the least distance between tiles; None if not known.
+
+        Of arrays, the first key less the first query: both are consecutive, or it is not known.
+        """
+        first = {}
+        for axis, depends in ((-2, QUERY), (-1, KEY)):
+            (x,) = (x for x in operands if x.depends == depends)
+            count, side = self.distances.counts[axis], self.distances.sides[axis]
             at = _at_each(x, self.tile, count)
-            if at is None or at != [at[0] + n * side for n in range(count)]:
+            if at is None:
                 return None
-            ends.append(at)
-        return ends[1][0] - ends[0][-1]
+            first[depends] = at.reshape(count, -1)[:, 0]
+            expected = first[depends][0] + side * np.arange(count)
+            expected = expected.reshape(count, *(1 for _ in x.shape))
+            if x.shape:
+                expected = expected + np.arange(side).reshape(side, *(1,) * (-1 - axis))
+            if not (at.ndim == expected.ndim and (at == expected).all()):
+                return None
+        return int(first[KEY][0] - first[QUERY][-1])
 
     def narrow(
         self,
@@ -180,13 +340,17 @@ class Reader:
             if lanes is not None:
                 return (*lanes, *x.narrow[-2:]), False
         if is_inner:
-            own = name.startswith("custom_")
-            why = "has a derivative of its own" if own else "is not elementwise"
-            raise Refused(f"its function of pairs {why}: {name} of pairs")
+            raise Refused(f"its function of pairs is not elementwise: {name} of pairs")
         for x in operands:
             if x.narrow != x.shape and math.prod(x.shape) > self.most:
                 raise Refused(f"its function of pairs makes them of queries or keys: {name}")
         return shape, False
+
+
+def _depends(operands: Sequence[Value]) -> frozenset[str]:
+    """Returns what depends on what of these does."""
+    found = functools.reduce(frozenset.union, (x.depends for x in operands), NEITHER)
+    return PAIR if len(found) > 1 else found
 
 
 def _literal(x: Any) -> tuple[Any, Any]:
@@ -212,14 +376,17 @@ def _is_along_diagonals(equation: Any) -> bool:
     return equation.primitive.name in CALLS and name == known.__name__
 
 
-def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> list[int] | None:
-    """Returns a number that is of queries or of keys at each tile; None if it is not known."""
+def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> np.ndarray | None:
+    """Returns integers that are of queries or of keys at each tile; None if they are not known."""
     nowhere = jax.sharding.AbstractMesh((), ())  # Numbers are computed here, wherever this runs.
     try:
         with jax.sharding.use_abstract_mesh(nowhere), jax.ensure_compile_time_eval():
-            given = (dict.fromkeys(tile, jnp.int32(n)) for n in range(count))
-            return [int(computed(x, known, is_placed=False)) for known in given]
-    except (jax.errors.ConcretizationTypeError, AssertionError):
+            of_tile = lambda n: computed(x, dict.fromkeys(tile, n), is_placed=False)  # noqa: E731
+            found = np.asarray(jax.vmap(of_tile)(jnp.arange(count, dtype=jnp.int32)))
+            return found if np.issubdtype(found.dtype, np.integer) else None
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return None
+    except AssertionError:
         return None
 
 
@@ -233,7 +400,7 @@ def check(x: Value, given: tuple[Value, ...], distances: Distances) -> None:
         at = _at_each(starts[axis], given[-3:], count)
         if at is None:
             raise Refused("it cuts an array at a place that is not known")
-        if at != [n * side for n in range(count)] or x.shape[-2:] != distances.sides:
+        if at.tolist() != [n * side for n in range(count)] or x.shape[-2:] != distances.sides:
             raise Refused("it cuts an array elsewhere than at its tile")
     elif x.is_diagonal:
         if x.shape[-2:] != distances.sides:

@@ -5,8 +5,10 @@ See ``attn.kernels.pairwise``.
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -17,6 +19,11 @@ from attn.devices import vary, varying
 NEITHER, QUERY, KEY = frozenset(), frozenset(("query",)), frozenset(("key",))
 PAIR = QUERY | KEY
 DISTANCE = frozenset(("distance",))
+"""Of tiles."""
+OFFSET = frozenset(("offset",))
+"""How far the key of a pair is from its query, and what is not left for the kernel."""
+Axes = tuple[int, int]
+"""Of queries and of keys."""
 ELEMENTWISE = frozenset(
     """
     abs add add_any and atan2 cbrt ceil clamp clz convert_element_type copy cos cosh div eq erf
@@ -30,6 +37,8 @@ ELEMENTWISE = frozenset(
 PLACINGS = frozenset(("pcast", "pvary", "reshard", "sharding_constraint"))
 """Operations that say where arrays are: nothing, inside of a kernel."""
 RESHAPES = frozenset(("reshape", "squeeze", "expand_dims"))
+OWN_DERIVATIVE = "custom_jvp_call"
+"""The operation that is a function of ``jax.custom_jvp``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +52,7 @@ class Value:
     narrow: tuple[int, ...]
     """The shape, with 1 along the axes on which the value only repeats."""
     operation: Any = None
-    """The primitive it is a result of; None for what is given, and for constants."""
+    """What it is a result of, a primitive or ``Own``; None for what is given."""
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     operands: tuple["Value", ...] = ()
     index: int = 0
@@ -54,9 +63,12 @@ class Value:
     is_cut: bool = False
     """Whether it is the part of an array that is cut along both axes; the operand is along one."""
     is_diagonal: bool = False
-    """Whether it is the same along each diagonal of a tile; the operand is of its distances."""
+    """Whether it is the same along each diagonal of a tile; the operand is of its distances, or of
+    pairs that may be elsewhere than in a tile."""
     nearest: int | None = None
     """Of a first key less a query, at the least distance between tiles; see ``Distances``."""
+    axes: Axes | None = None
+    """Where its pairs are, if it goes by nothing of them but how far they are apart."""
 
     @property
     def is_number(self) -> bool:
@@ -64,46 +76,108 @@ class Value:
         return self.constant is not None and np.ndim(self.constant) == 0
 
 
-def computed(x: Value, known: dict[Value, Any], *, is_placed: bool = True) -> Any:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Own:
+    """An operation: a function that has a derivative of its own, as ``jax.nn.relu`` has."""
+
+    function: Callable[..., list[Any]]
+    """``(*operands)`` gives the results."""
+    tangents: Callable[..., list[Any]]
+    """``(operands, tangents)``, of those operands that are floats, gives those of such results."""
+    name = OWN_DERIVATIVE
+    multiple_results = True
+
+    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        """As primitives have it."""
+        return params
+
+    def bind(self, *operands: Any) -> list[Any]:
+        """Returns the results."""
+        function = jax.custom_jvp(self.function)
+
+        @function.defjvp
+        def _(operands, tangents):
+            moving = [x for x in tangents if x.dtype != jax.dtypes.float0]
+            found = iter(self.tangents(operands, moving))
+            results = function(*operands)
+            nothing = jax.dtypes.float0
+            return results, [
+                next(found) if is_float(x) else np.zeros(x.shape, nothing) for x in results
+            ]
+
+        return function(*operands)
+
+
+def is_float(x: Any) -> bool:
+    """Returns whether a value, or an array, may have a cotangent."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def computed(
+    x: Value,
+    known: dict[Value, Any],
+    *,
+    is_placed: bool = True,
+    sides: tuple[int, int] | None = None,
+) -> Any:
     """Returns a value as narrow as it is, from those that are known.
 
-    ``is_placed`` is whether arrays are anywhere, as they are not while a program is read.
+    Args:
+      x: asked for.
+      known: what is computed already; what else is, is added.
+      is_placed: whether arrays are anywhere, as they are not while a program is read.
+      sides: of what stands in the place of a tile, if it is computed outside of a kernel.
     """
     if x.constant is not None:
         return x.constant
     if x in known:
         return known[x]
     assert x.operation is not None, "a number is asked for that an operand of the call decides"
-    operands = [computed(y, known, is_placed=is_placed) for y in x.operands]
+    operands = [computed(y, known, is_placed=is_placed, sides=sides) for y in x.operands]
     if x.operation.name in PLACINGS and not is_placed:
         return operands[0]
-    known[x] = found = _applied(x, operands)
+    known[x] = found = _applied(x, operands, sides)
     return found
 
 
-def _applied(x: Value, operands: list[Any]) -> Any:
+def shape_of(x: Value, sides: tuple[int, int] | None, *, is_narrow: bool = False) -> Any:
+    """Returns the shape, if need be as narrow as it is, with other sides of a tile."""
+    return _with_sides(x.narrow if is_narrow else x.shape, x.axes, sides)
+
+
+def _with_sides(shape: Sequence[int], axes: Axes | None, sides: tuple[int, int] | None) -> Any:
+    given = dict(zip(axes or (), sides or (), strict=False))
+    return tuple(given.get(axis, n) for axis, n in enumerate(shape))
+
+
+def _applied(x: Value, operands: list[Any], sides: tuple[int, int] | None) -> Any:
     """Returns what the operation of a value does of narrow operands."""
-    name = x.operation.name
+    name, is_inside = x.operation.name, x.is_inner and sides is None
     axes = varying(operands)
     operands = vary([jnp.asarray(y) for y in operands], axes) if axes else operands
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE or (is_inside and name == OWN_DERIVATIVE):
         shape: Any = jnp.broadcast_shapes(*(y.shape for y in operands))
         operands = [repeated(y, shape) for y in operands]
-        if x.is_inner and name in ("abs", "sign"):
+        if is_inside and name in ("abs", "sign"):
             of_operand = _sign(operands[0])
             return of_operand if name == "sign" else of_operand * operands[0]
         found = x.operation.bind(*operands, **x.params)
         return found[x.index] if x.operation.multiple_results else found
-    if x.is_inner or (name in PLACINGS and (axes or x.narrow != x.shape)):
+    if is_inside or (name in PLACINGS and (axes or x.narrow != x.shape)):
         return operands[0]
+    narrow = shape_of(x, sides, is_narrow=True)
     if name == "iota":
-        return lax.broadcasted_iota(x.dtype, x.narrow, x.params["dimension"])
+        return lax.broadcasted_iota(x.dtype, narrow, x.params["dimension"])
     if name == "broadcast_in_dim":
         axes = x.params["broadcast_dimensions"]
-        return lax.broadcast_in_dim(operands[0], x.narrow, axes)
-    if name in RESHAPES and math.prod(x.narrow) == operands[0].size:
-        return jnp.reshape(operands[0], x.narrow)
-    operands = [jnp.broadcast_to(y, z.shape) for y, z in zip(operands, x.operands, strict=True)]
+        return lax.broadcast_in_dim(operands[0], narrow, axes)
+    if name in RESHAPES and math.prod(narrow) == operands[0].size:
+        return jnp.reshape(operands[0], narrow)
+    beside = x.axes if name == "concatenate" else None  # What is not of pairs is next to them.
+    shapes = [_with_sides(y.shape, y.axes or beside, sides) for y in x.operands]
+    operands = [jnp.broadcast_to(*y) for y in zip(operands, shapes, strict=True)]
+    if name in RESHAPES:
+        return jnp.reshape(operands[0], shape_of(x, sides))
     params = x.operation.get_bind_params(x.params)
     found = x.operation.bind(*operands, **params)
     return found[x.index] if x.operation.multiple_results else found

@@ -94,6 +94,25 @@ def user_dense(found, gain, slope):
     return found * gain - slope[:, None, None] * np.abs(I - J) ** 0.5
 
 
+@jax.custom_jvp
+def doubled(x, y):
+    """``x y``, whose derivative is said to be twice what it is."""
+    return x * y
+
+
+@doubled.defjvp
+def _(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    return doubled(x, y), 2 * (dx * y + x * dy)
+
+
+def network(offsets, params):
+    """What a layer makes of an offset, for each head ``[N, 1, t, s]``."""
+    table = params["table"]
+    hidden = jax.nn.softplus(offsets.reshape(offsets.shape[-2:])[..., None] / 5 - table[:, 0])
+    return jnp.moveaxis(hidden @ table, -1, 0)
+
+
 SCORES = {
     "soft cap": (
         {"cap": np.float64(1.5)},
@@ -130,6 +149,27 @@ SCORES = {
             "score": lambda s, at, _: jnp.zeros_like(s) + p["of_query"][at.query],
         },
         lambda s, p: jnp.broadcast_to(p["of_query"][:, None], s.shape),
+    ),
+    "a table of offsets": (
+        {"table": TABLE},
+        lambda p: {
+            "score": lambda s, at, p: s + p[jnp.clip(at.key - at.query, -3, 4) + 3, at.head],
+            "score_params": p["table"],
+        },
+        lambda s, p: s + jnp.moveaxis(p["table"][np.clip(J - I, -3, 4) + 3], -1, 0),
+    ),
+    "a network of offsets": (
+        {"table": TABLE},
+        lambda p: {"score": lambda s, at, p: s + network(at.key - at.query, p), "score_params": p},
+        lambda s, p: s + network(J - I, p),
+    ),
+    "a derivative of its own": (
+        {"gain": np.float64(0.7)},
+        lambda p: {
+            "score": lambda s, at, p: doubled(s, jnp.tanh(p) + jax.nn.softplus(s)),
+            "score_params": p["gain"],
+        },
+        lambda s, p: doubled(s, jnp.tanh(p["gain"]) + jax.nn.softplus(s)),
     ),
     "relative bias": (
         {"table": TABLE},

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 
 from attn.indices import along_diagonals
 from attn.kernels import call as calls
-from attn.kernels.call import Call, is_float
+from attn.kernels.call import Call
 from attn.kernels.gpu.launch import TILED
-from attn.kernels.values import QUERY, Value
+from attn.kernels.values import QUERY, Value, is_float
 from attn.plan import Inputs
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from attn.devices import vary, varying
 from attn.kernels import call as calls
-from attn.kernels.call import MASKED_SCORES, SCORES, Call, is_float
+from attn.kernels.call import MASKED_SCORES, SCORES, Call
 from attn.kernels.gpu.arrays import (
     arrays_of,
     diagonals_of,
@@ -44,7 +44,7 @@ from attn.kernels.gpu.tile import (
     spoiled,
 )
 from attn.kernels.gpu.walk import Walk, walks_of
-from attn.kernels.values import KEY, QUERY, Value
+from attn.kernels.values import KEY, QUERY, Value, is_float
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

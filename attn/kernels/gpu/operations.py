@@ -1,10 +1,12 @@
 """What Mosaic has for GPUs of the operations that a function of pairs is made of."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -67,14 +69,38 @@ def _integer_pow(x, *, y):
     return 1 / power if y < 0 else power
 
 
+def _floor(x, **_):
+    nearest = lax.round(x)
+    return nearest - (nearest > x).astype(x.dtype)
+
+
+def _pow(x, y, **_):
+    """``exp2(y log2 x)``: off by 2e-5 of itself at most, and by less if it is of usual size.
+
+    -0 is taken for 0.
+    """
+    y = y.astype(x.dtype)
+    is_whole, is_odd = _floor(y) == y, _floor(y / 2) != y / 2
+    logarithm = jnp.log(jnp.abs(x)) * np.asarray(1 / math.log(2), x.dtype)
+    power = jnp.exp2(jnp.where(logarithm == 0, 0, y * logarithm))
+    below = jnp.where(
+        is_whole | (x == -jnp.inf), jnp.where(is_whole & is_odd, -power, power), jnp.nan
+    )
+    power = jnp.where(x >= 0, power, below)
+    return jnp.where(y == 0, 1, power)
+
+
 INSTEAD: dict[str, Callable] = {
     "add_any": lax.add,
+    "ceil": lambda x, **_: -_floor(-x),
     "convert_element_type": _convert_element_type,
     "copy": lambda x: x,
     "expm1": _expm1,
+    "floor": _floor,
     "integer_pow": _integer_pow,
     "is_finite": lambda x: x - x == 0,
     "log1p": _log1p,
+    "pow": _pow,
     "sqrt": _sqrt,
     "stop_gradient": lambda x: x,
     "threefry2x32": _threefry2x32,

@@ -82,7 +82,7 @@ CASES = {
             q,
             k,
             v,
-            score=lambda s, at, _: jnp.sign(s) - jnp.abs(s),
+            score=lambda s, at, _: jnp.sign(s) - jnp.abs(s) ** 0.7 + jnp.floor(s),
             mask=masks.Where(lambda at: (at.query + at.key) // 7 % 2 == 0),
         ),
     ),
@@ -104,6 +104,27 @@ CASES = {
         lambda q, k, v, bias, mask, p: attend(q, k, v, bias, mask, score=scores.RelativeBias(p)),
     ),
     "768 wide": (sizes(H=768, dtype="float32"), lambda q, k, v: attend(q, k, v, **causal)),
+    "a table of offsets": (
+        [*sizes(), array(4, 33, dtype="float32"), array(33, dtype="bool")],
+        lambda q, k, v, p, allowed: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: s + p[at.head, jnp.clip(at.key - at.query, -16, 16) + 16],
+            mask=masks.Where(lambda at: allowed[jnp.abs(at.key - at.query) % 33]),
+        ),
+    ),
+    "derivatives of their own": (
+        [*sizes(), array(dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: jax.nn.relu(s) + p * jax.nn.softplus(jax.nn.gelu(s)),
+        ),
+    ),
     "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
     **{
         f"relative bias{name}": (

@@ -150,13 +150,16 @@ def test_what_it_cannot_take_is_said(options, message):
 
 
 X = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 9), jnp.array([0, jnp.inf, jnp.nan])])
+HALVES = jnp.linspace(-4.5, 4.5, 19)
 BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
 
 
 @pytest.mark.parametrize(
     ("name", "of_jax", "arguments"),
     [
+        ("ceil", jnp.ceil, [jnp.concatenate([X, -X, HALVES])]),
         ("expm1", jnp.expm1, [jnp.concatenate([X, -X])]),
+        ("floor", jnp.floor, [jnp.concatenate([X, -X, HALVES])]),
         ("is_finite", jnp.isfinite, [X]),
         ("log1p", jnp.log1p, [jnp.concatenate([X, -X[:9]])]),
         ("sqrt", jnp.sqrt, [jnp.concatenate([X, -X])]),
@@ -168,6 +171,16 @@ def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
     jax.tree.map(close, operations.INSTEAD[name](*arguments), of_jax(*arguments))
 
 
+def test_powers_of_floats_are_the_same():
+    x = jnp.concatenate([X, -X[X != 0], HALVES])
+    y = jnp.array([0, 0.5, 1, -1.5, 2, -3, jnp.inf, jnp.nan])
+    found = operations.INSTEAD["pow"](x[:, None], y)
+    np.testing.assert_allclose(found, x[:, None] ** y, rtol=2e-5)
+    distances = jnp.arange(2.0**17)
+    found = operations.INSTEAD["pow"](distances, jnp.float32(0.5))
+    np.testing.assert_allclose(found, np.sqrt(distances), rtol=2e-6)
+
+
 @pytest.mark.parametrize("y", [-3, -1, 0, 1, 2, 5, 8])
 def test_powers_are_the_same(y):
     x = np.linspace(-3, 3, 8, dtype=np.float32)
@@ -177,11 +190,15 @@ def test_powers_are_the_same(y):
 
 OF_PAIRS = {
     "a cap that is given": lambda s, at, p: p[0] * jnp.tanh(s / p[0]),
-    "powers": lambda s, at, p: s**3 + (2 + s * s) ** -1 + 1 / (2 + s * s),
+    "powers": lambda s, at, p: (
+        s**3 + (2 + s * s) ** -1 - jnp.abs(at.query - at.key) ** (0.5 * p[0]) + jnp.floor(s)
+    ),
     "logarithms": lambda s, at, p: jnp.log1p(jnp.abs(s)) + jnp.expm1(-s * s) + jnp.sqrt(1 + s * s),
     "signs": lambda s, at, p: jnp.sign(s) - jnp.abs(s) + jnp.sign(at.query - at.key),
     "integers": lambda s, at, p: s + (at.query + at.key) // 7 % 3 * p[0],
     "conversions": lambda s, at, p: jnp.where((at.query - at.key).astype(bool), s, 2 * s),
+    "derivatives of their own": lambda s, at, p: jax.nn.relu6(s) + jax.nn.softplus(p[0] * s),
+    "offsets": lambda s, at, p: s + p[jnp.clip(at.query - at.key, 0, N - 1)],
     "half": lambda s, at, p: s.astype(jnp.bfloat16).astype(jnp.float32) * p[0],
     "nothing of the score": lambda s, at, p: jnp.zeros_like(s),
     "nothing but of queries": lambda s, at, p: jnp.zeros_like(s) + p[0] * at.query,
@@ -334,7 +351,7 @@ def test_its_threads_wait_for_each_other(name, monkeypatch):
 HALF = [
     *("plain", "segments, lengths", "a user's score function", "relative bias", "width 192"),
     *("width 256", "any length", "dense", "a cap that is given", "quotients and signs", "bias"),
-    *("long", "relative bias of long rows"),
+    *("long", "relative bias of long rows", "a table of offsets", "derivatives of their own"),
 ]
 SINGLE = ["float32", "float32, 128 wide"]
 
@@ -352,7 +369,7 @@ def test_the_compiler_takes_them(precision, names):
     assert [name for name, _, _ in found] == [name for name in names for _ in range(2)]
     for (name, *output), (_, *gradient) in zip(found[::2], found[1::2], strict=True):
         # A bias of distances has one more, and so have heads of which both sums do not fit.
-        more = "relative" in name or name in ("width 192", "width 256")
+        more = "relative" in name or "offsets" in name or name in ("width 192", "width 256")
         assert (int(output[0]), int(gradient[0])) == (1, 4 if more else 3)
         for size in (int(output[1]), int(gradient[1])):
             if "long" in name:

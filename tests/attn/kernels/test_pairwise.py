@@ -62,7 +62,58 @@ def by_distance(x, i, j):
     return along_diagonals(jnp.sin(distances) * x["slopes"][:, None], t)
 
 
+def offsets(i, j):
+    queries, keys = places(i, j)
+    return keys - queries
+
+
+@jax.custom_jvp
+def tripled(x, y):
+    """``x y``, whose derivative is said to be three times what it is."""
+    return x * y
+
+
+@tripled.defjvp
+def _(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    return tripled(x, y), 3 * (dx * y + x * dy)
+
+
+@jax.custom_jvp
+def mixed(x):
+    """A function of each pair whose derivative is not."""
+    return x
+
+
+@mixed.defjvp
+def _(primals, tangents):
+    return primals[0], jnp.cumsum(tangents[0], -1)
+
+
+def network(x, i, j):
+    """Of each offset, what a layer of seven makes of it."""
+    hidden = jax.nn.relu(offsets(i, j)[..., None] * x["table"] - 1)
+    return hidden @ x["table"]
+
+
 FUNCTIONS = {
+    "a derivative of its own": lambda x, i, j, p: (
+        tripled(p, x["slopes"][:, None, None] + jnp.zeros(p.shape)) + jax.nn.softplus(offsets(i, j))
+    ),
+    "a table of offsets": lambda x, i, j, p: p + x["table"][jnp.clip(offsets(i, j), -3, 3) + 3],
+    "a table of offsets, and of heads": lambda x, i, j, p: (
+        p + jnp.outer(x["slopes"], x["table"])[:, jnp.abs(offsets(i, j) + 1)[0, 0] % 7] * p
+    ),
+    "offsets, heads last": lambda x, i, j, p: (
+        p + jnp.moveaxis(jnp.outer(x["table"], x["slopes"])[offsets(i, j)[0, 0].clip(0, 6)], -1, 0)
+    ),
+    "allowed by a table of offsets": lambda x, i, j, p: (
+        (jnp.sin(jnp.arange(7)) > 0)[offsets(i, j) % 7] & (places(i, j)[1] > 3)
+    ),
+    "ahead and behind": lambda x, i, j, p: jnp.where(
+        places(i, j)[1] > places(i, j)[0], x["table"][offsets(i, j).clip(0, 6)], p
+    ),
+    "a network of offsets": lambda x, i, j, p: p * network(x, i, j),
     "by distance": lambda x, i, j, p: p * by_distance(x, i, j) + places(i, j)[0],
     "by distance, the same for all tiles": lambda x, i, j, p: (
         p + along_diagonals(jnp.arange(t + s - 1.0) * x["slopes"][:, None], t)
@@ -164,6 +215,30 @@ REFUSED = {
         lambda x, i, j, p: p + x["table"][(places(i, j)[0] + places(i, j)[1]) % 7],
         "of pairs",
     ),
+    "a table of offsets and queries": (
+        lambda x, i, j, p: p + x["table"][(offsets(i, j) + places(i, j)[0]) % 7],
+        "of pairs",
+    ),
+    "a table of what is not an offset": (
+        lambda x, i, j, p: p + x["table"][(places(i, j)[1] - 2 * places(i, j)[0]) % 7],
+        "nor of offsets",
+    ),
+    "a table of offsets of what is not known": (
+        lambda x, i, j, p: p + x["table"][(places(i, j)[1] + x["ids"][0, 0] - places(i, j)[0]) % 7],
+        "nor of offsets",
+    ),
+    "a sum over offsets": (
+        lambda x, i, j, p: p + jnp.cumsum(x["table"][offsets(i, j) % 7], -1),
+        "of pairs",
+    ),
+    "a turned tile of offsets": (
+        lambda x, i, j, p: p + x["table"][offsets(i, j) % 7].swapaxes(-1, -2)[..., :1, :1],
+        "of pairs",
+    ),
+    "a table for each place of a tile": (
+        lambda x, i, j, p: p + x["table"][(offsets(i, j) + jnp.arange(t * s).reshape(t, s)) % 7],
+        "of pairs",
+    ),
     "a turned tile": (
         lambda x, i, j, p: p[..., :t, :t].swapaxes(-1, -2)[..., :1, :1] + p,
         "of pairs",
@@ -182,6 +257,23 @@ def test_what_is_not_of_one_pair_is_refused(name):
     function, reason = REFUSED[name]
     with pytest.raises(Refused, match=reason):
         split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)
+
+
+def test_a_derivative_of_its_own_is_the_one_there_is():
+    function = FUNCTIONS["a derivative of its own"]
+    taken = split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)
+    given = dict(zip(taken.inputs, taken.outer(taken.inputs, OPERANDS, 0, 0, 0), strict=True))
+    of_cell = {x: cell(array, 0, 1) for x, array in given.items()}
+    scores = jnp.asarray(RNG.normal(size=(s, t)), jnp.float32)
+    found = jax.grad(lambda p: jnp.sum(jnp.sin(taken.inner(of_cell, p, 0))))(scores)
+    value = taken.inner(of_cell, scores, 0)
+    expected = jnp.cos(value) * 3 * OPERANDS["slopes"][1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for lanes in (1, N):  # The rule of the first is refused where it is asked for, not before.
+        shape = jax.ShapeDtypeStruct((lanes, t, s), jnp.float32)
+        taken = split(lambda x, i, j, _, p: [mixed(p)], COUNTS, OPERANDS, shape)
+        with pytest.raises(Refused, match="cumsum of pairs"):
+            jax.grad(lambda p, taken=taken: jnp.sum(taken.inner({}, p, 0)))(scores)
 
 
 def test_what_is_of_distances_is_one_value_masked_or_not():

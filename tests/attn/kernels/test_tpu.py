@@ -77,12 +77,46 @@ def test_what_they_have_not_is_blockwise_or_said(name):
         kernels_in(lambda *x: total(*x, score=changed, implementation="fused"), X, X, X)
 
 
-def test_a_derivative_rule_of_its_own_is_kept_by_loops():
+def test_a_derivative_of_its_own_is_kept_in_them():
     relu = lambda s, at, _: jax.nn.relu(s)  # noqa: E731
-    assert kernels_in(lambda *x: total(*x, score=relu), X, X, X) == 0
-    with pytest.raises(ValueError, match="has a derivative of its own: custom_jvp_call"):
-        kernels_in(lambda *x: total(*x, score=relu, implementation="fused"), X, X, X)
-    assert kernels_in(lambda *x: total(*x, score=lambda s, at, _: jnp.maximum(s, 0)), X, X, X) == 1
+    gradient = jax.grad(lambda *x: total(*x, score=relu, implementation="fused"))
+    assert kernels_in(gradient, X, X, X) == 3
+    key, value = jnp.eye(2)[None, :, None], jnp.arange(2.0).reshape(1, 2, 1, 1)
+    slopes = gradient(jnp.zeros((1, 2, 1, 2)), key, value)  # All scores are 0, and there relu's 0.
+    assert not slopes.any()
+
+
+@jax.custom_jvp
+def shared(x):
+    """A function of each score, with a derivative that is not."""
+    return x
+
+
+@shared.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[0] - jnp.mean(tangents[0], -1, keepdims=True)
+
+
+def test_a_derivative_of_more_than_pairs_is_blockwise_or_said():
+    change = lambda s, at, _: shared(s)  # noqa: E731
+    assert kernels_in(lambda *x: total(*x, score=change), X, X, X) == 0
+    with pytest.raises(ValueError, match="not elementwise: reduce_sum of pairs"):
+        kernels_in(lambda *x: total(*x, score=change, implementation="fused"), X, X, X)
+
+
+def test_a_table_of_offsets_runs_in_them_in_a_shard_map_too():
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    x = jax.ShapeDtypeStruct((4, *X.shape[1:]), X.dtype)
+    table = jnp.arange(9.0)
+
+    def change(s, at, p):
+        return s + p[jnp.clip(at.key - at.query, -4, 4) + 4]
+
+    gradient = jax.grad(lambda *x: total(*x[:3], score=change, score_params=x[3]), (0, 1, 2, 3))
+    assert kernels_in(gradient, x, x, x, table) == 3
+    specs = (P("data"), P("data"), P("data"), P())
+    spread = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
+    assert kernels_in(spread, x, x, x, table) == 3
 
 
 def test_operations_are_those_that_mosaic_has():
@@ -174,6 +208,7 @@ SOME = ["plain", "segments, lengths", "a user's score function", "width 256", "r
 EVERY = [
     *SOME,
     *("float16", "quotients and signs", "nothing of the score", "bias and mask, wide", "768 wide"),
+    *("a table of offsets", "derivatives of their own"),
     *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
     *(
         "one query",
