@@ -39,10 +39,8 @@ from experiments.targets import Chip, checked, chip_of, devices_of
 from experiments.traffic import Traffic, traffic
 from experiments.train import build_program
 
-USAGE = (
-    "usage: python -m experiments.compile CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...] [--help]"
-)
-
+PROGRAM = "python -m experiments.compile"
+USAGE = f"usage: {PROGRAM} CONFIG.py [--target v5e:2x2] [--FIELD VALUE ...] [--help]"
 
 SHOWN = "v5e"
 """A kind whose programs the compiler shows."""
@@ -91,12 +89,12 @@ def main(arguments: list[str]) -> int:
     path, *rest = arguments
     try:
         target, rest = _target(rest)
-        configs = members(choose(pathlib.Path(path), rest), pathlib.Path(path))
+        configs = members(choose(pathlib.Path(path), rest, PROGRAM), pathlib.Path(path))
         devices = devices_of(target)
         for config in configs.values():
             places_for(config.mesh, 1, devices=devices)
     except (ValueError, TypeError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}\n{USAGE}", file=sys.stderr)
         return 2
     chip = chip_of(target)
     console, fits = Console(), True

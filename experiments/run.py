@@ -31,7 +31,8 @@ from experiments.runs import places_for
 from experiments.sweep import Diverged, sweep
 from experiments.tasks import Split
 
-USAGE = "usage: python -m experiments.run CONFIG.py [--FIELD VALUE ...] [--help]"
+PROGRAM = "python -m experiments.run"
+USAGE = f"usage: {PROGRAM} CONFIG.py [--FIELD VALUE ...] [--help]"
 RUNS = pathlib.Path("runs")
 """Where run folders are made, under the current directory."""
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
         chosen = choose(path, arguments[1:])
         configs = members(chosen, path)
     except (ValueError, TypeError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}\n{USAGE}", file=sys.stderr)
         return 2
     try:
         for config in configs.values():
@@ -155,8 +156,13 @@ def parse(path: pathlib.Path, overrides: list[str]) -> dict[str, Config]:
     return members(choose(path, overrides), path)
 
 
-def choose(path: pathlib.Path, overrides: list[str]) -> Config | Suite:
+def choose(path: pathlib.Path, overrides: list[str], program: str = PROGRAM) -> Config | Suite:
     """Returns what a file describes, with the command line's values in it.
+
+    Args:
+      path: of the file.
+      overrides: the command line's values.
+      program: that is called with them, as its messages are to name it.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -166,7 +172,7 @@ def choose(path: pathlib.Path, overrides: list[str]) -> Config | Suite:
     default, description = read_config(path)
     return tyro.cli(
         type(default),
-        prog=f"python -m experiments.run {path}",
+        prog=f"{program} {path}",
         description=description,
         default=default,
         args=overrides,
@@ -214,7 +220,7 @@ def commands_of(suite: Suite, folders: list[RunFolder], path: pathlib.Path) -> d
 def read_config(path: pathlib.Path) -> tuple[Config | Suite, str]:
     """Returns what a file's ``get_config`` returns, and the file's docstring."""
     if not path.is_file():
-        raise FileNotFoundError(f"CONFIG.py is {str(path)!r}; expected a file. {USAGE}")
+        raise FileNotFoundError(f"CONFIG.py is {str(path)!r}; expected a file")
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"CONFIG.py is {str(path)!r}; expected a Python file")

@@ -18,7 +18,7 @@ def test_it_says_how_it_is_used(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "CONFIG.py is 'nowhere.py'; expected a file"),
+        (["nowhere.py"], "CONFIG.py is 'nowhere.py'; expected a file\nusage: python -m exp"),
         ([SMOKE, "--target", "v9:2x2"], "--target is 'v9:2x2'; expected KIND:SHAPE"),
         ([SMOKE, "--target"], "--target is ''; expected KIND:SHAPE"),
         ([SMOKE, "--target=v5e"], "--target is 'v5e'; expected KIND:SHAPE"),
@@ -30,6 +30,12 @@ def test_it_says_how_it_is_used(capsys):
 def test_a_wrong_command_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_messages_of_fields_name_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main([SMOKE, "--targt", "v5e:2x2"])
+    assert "python -m experiments.compile" in "".join(capsys.readouterr())
 
 
 def test_without_the_compiler(capsys, monkeypatch):
