@@ -114,11 +114,8 @@ class Reader:
                 with jax.ensure_compile_time_eval():
                     found = primitive.bind(*(x.constant for x in operands), **params)
                 return self.full(self.constant(np.asarray(found), aval.dtype), shape)
-        is_inner, narrow, is_cut = (
-            any(x.is_inner for x in operands) or depends == PAIR,
-            shape,
-            False,
-        )
+        is_inner = any(x.is_inner for x in operands) or depends == PAIR
+        narrow, is_cut = shape, False
         if OFFSET not in {x.depends for x in operands}:
             try:
                 narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
@@ -150,9 +147,8 @@ class Reader:
         """Returns where the pairs of the results are, of what goes by their offsets alone."""
         name, shapes = equation.primitive.name, [tuple(x.aval.shape) for x in equation.outvars]
         if name in SHIFTED and {x.depends for x in operands} == {QUERY, KEY}:
-            return [
-                (len(shape) - 2, len(shape) - 1) if len(shape) > 1 else None for shape in shapes
-            ]
+            rank = len(shapes[0])
+            return [(rank - 2, rank - 1) if rank > 1 else None]
         if not all(x.axes or not x.depends for x in operands):
             return [None for _ in shapes]
         return [followed(name, equation.params, operands, shape) for shape in shapes]
@@ -210,8 +206,14 @@ class Reader:
         results, run = self.of_pairs(functools.partial(of, without), given)
         operation: Any = Own(run, run_tangents)
         some = tuple(given.values())
+        of_offsets = _depends(some) == OFFSET
         return [
-            dataclasses.replace(x, operation=operation, params={}, operands=some, index=n)
+            Value(
+                OFFSET if of_offsets else PAIR,
+                *(x.shape, x.dtype, x.narrow, operation, {}, some, n),
+                is_inner=not of_offsets,
+                axes=x.axes,
+            )
             for n, x in enumerate(results)
         ]
 
@@ -383,11 +385,15 @@ def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> np.ndarray | None
         with jax.sharding.use_abstract_mesh(nowhere), jax.ensure_compile_time_eval():
             of_tile = lambda n: computed(x, dict.fromkeys(tile, n), is_placed=False)  # noqa: E731
             found = np.asarray(jax.vmap(of_tile)(jnp.arange(count, dtype=jnp.int32)))
-            return found if np.issubdtype(found.dtype, np.integer) else None
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except (
+        *(jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError),
+        AssertionError,
+    ):
         return None
-    except AssertionError:
-        return None
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        return found
+    is_exact = np.max(np.abs(found), initial=0) < 2 ** jnp.finfo(found.dtype).nmant
+    return found.astype(np.int64) if is_exact and (found == np.rint(found)).all() else None
 
 
 def check(x: Value, given: tuple[Value, ...], distances: Distances) -> None:

@@ -113,6 +113,12 @@ FUNCTIONS = {
     "ahead and behind": lambda x, i, j, p: jnp.where(
         places(i, j)[1] > places(i, j)[0], x["table"][offsets(i, j).clip(0, 6)], p
     ),
+    "floats": lambda x, i, j, p: (
+        p
+        * (jnp.sin(jnp.subtract(*map(jnp.float32, places(i, j))))[..., None] @ jnp.ones((1, 1)))[
+            ..., 0
+        ]
+    ),
     "a network of offsets": lambda x, i, j, p: p * network(x, i, j),
     "by distance": lambda x, i, j, p: p * by_distance(x, i, j) + places(i, j)[0],
     "by distance, the same for all tiles": lambda x, i, j, p: (
@@ -227,6 +233,12 @@ REFUSED = {
         lambda x, i, j, p: p + x["table"][(places(i, j)[1] + x["ids"][0, 0] - places(i, j)[0]) % 7],
         "nor of offsets",
     ),
+    "a table of offsets of rounded places": (
+        lambda x, i, j, p: (
+            p + x["table"][jnp.int32(jnp.subtract(*map(jnp.bfloat16, (places(i + 99, j))))) % 7]
+        ),
+        "nor of offsets",
+    ),
     "a sum over offsets": (
         lambda x, i, j, p: p + jnp.cumsum(x["table"][offsets(i, j) % 7], -1),
         "of pairs",
@@ -257,6 +269,21 @@ def test_what_is_not_of_one_pair_is_refused(name):
     function, reason = REFUSED[name]
     with pytest.raises(Refused, match=reason):
         split(lambda x, i, j, _, p: [function(x, i, j, p)], COUNTS, OPERANDS, SCORES)
+
+
+@jax.custom_jvp
+def through(x):
+    """Which of two a score is, and it moves as the score does."""
+    return jnp.zeros_like(x)
+
+
+through.defjvp(lambda primals, tangents: (through(*primals), tangents[0]))
+
+
+def test_a_number_may_have_a_derivative():
+    taken = split(lambda x, i, j, _, p: [through(p)], COUNTS, OPERANDS, SCORES)
+    found = jax.grad(lambda p: jnp.sum(taken.inner({}, p, 0)))(jnp.ones((s, t)))
+    np.testing.assert_array_equal(found, 1)
 
 
 def test_a_derivative_of_its_own_is_the_one_there_is():
