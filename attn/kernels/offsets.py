@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from attn.kernels.values import ELEMENTWISE, PLACINGS, RESHAPES, Axes, Value
+from attn.kernels.values import ELEMENTWISE, JOINS, PLACINGS, RESHAPES, Axes, Value
 
 SHIFTED = frozenset(("sub", "eq", "ne", "lt", "le", "gt", "ge"))
 """What is the same of two integers as of both and one number more."""
@@ -40,10 +40,13 @@ def followed(
     if len(axes) != 1:
         return None
     ((query, key),) = axes
-    if name in ELEMENTWISE | PLACINGS | {"concatenate"}:
+    if name in ELEMENTWISE | PLACINGS | JOINS:
         rest = [x for x in operands if x.shape and not x.depends]
-        is_same = all(x.narrow[query] == x.narrow[key] == 1 for x in rest)
-        return (query, key) if is_same and params.get("dimension") not in (query, key) else None
+        if not all(x.narrow[query] == x.narrow[key] == 1 for x in rest):
+            return None
+        if name == "stack":
+            return query + (query >= params["axis"]), key + (key >= params["axis"])
+        return None if params.get("dimension") in (query, key) else (query, key)
     if name == "broadcast_in_dim":
         after: Any = params["broadcast_dimensions"]
         return after[query], after[key]
@@ -52,6 +55,9 @@ def followed(
         return after.index(query), after.index(key)
     if name in RESHAPES:
         return _reshaped(operands[0].shape, shape, (query, key))
+    if name == "slice":
+        is_whole = all(shape[axis] == operands[0].shape[axis] for axis in (query, key))
+        return (query, key) if is_whole else None
     if name in REDUCTIONS:
         left = [n for n in range(len(operands[0].shape)) if n not in params["axes"]]
         return (left.index(query), left.index(key)) if {query, key} <= {*left} else None
@@ -67,17 +73,19 @@ def followed(
 
 
 def _reshaped(before: tuple[int, ...], after: tuple[int, ...], axes: Axes) -> Axes | None:
-    """An axis stays if it is as long, and as many numbers are before it."""
+    """An axis stays if it is as long, and as many numbers are before it.
 
-    def place(axis, least):
-        for n in range(least, len(after)):
-            if after[n] == before[axis] and math.prod(after[:n]) == math.prod(before[:axis]):
-                return n
-        return None
+    Of several of length 1 the last that the keys come after, and of theirs the first.
+    """
 
-    query = place(axes[0], 0)
-    key = None if query is None else place(axes[1], query + 1)
-    return None if query is None or key is None else (query, key)
+    def places(axis):
+        first = math.prod(before[:axis])
+        same = (math.prod(after[:n]) == first for n in range(len(after)))
+        return [n for n, x in enumerate(same) if x and after[n] == before[axis]]
+
+    queries, keys = map(places, axes)
+    pairs = [(query, key) for query in reversed(queries) for key in keys if query < key]
+    return pairs[0] if pairs else None
 
 
 def _multiplied(numbers: Any, operands: Sequence[Value], axes: Axes) -> Axes | None:

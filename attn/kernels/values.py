@@ -36,6 +36,7 @@ ELEMENTWISE = frozenset(
 """Operations that are left for a kernel if their operands depend on both."""
 PLACINGS = frozenset(("pcast", "pvary", "reshard", "sharding_constraint"))
 """Operations that say where arrays are: nothing, inside of a kernel."""
+JOINS = frozenset(("concatenate", "stack"))
 RESHAPES = frozenset(("reshape", "squeeze", "expand_dims"))
 OWN_DERIVATIVE = "custom_jvp_call"
 """The operation that is a function of ``jax.custom_jvp``."""
@@ -173,11 +174,16 @@ def _applied(x: Value, operands: list[Any], sides: tuple[int, int] | None) -> An
         return lax.broadcast_in_dim(operands[0], narrow, axes)
     if name in RESHAPES and math.prod(narrow) == operands[0].size:
         return jnp.reshape(operands[0], narrow)
-    beside = x.axes if name == "concatenate" else None  # What is not of pairs is next to them.
+    # What is not of pairs stands next to what is.
+    beside = next((y.axes for y in x.operands if y.axes), None) if name in JOINS else None
     shapes = [_with_sides(y.shape, y.axes or beside, sides) for y in x.operands]
     operands = [jnp.broadcast_to(*y) for y in zip(operands, shapes, strict=True)]
     if name in RESHAPES:
         return jnp.reshape(operands[0], shape_of(x, sides))
+    if name == "slice" and sides is not None:
+        starts, strides = x.params["start_indices"], x.params["strides"]
+        limits = _with_sides(x.params["limit_indices"], x.axes, sides)
+        return lax.slice(operands[0], starts, limits, strides)
     params = x.operation.get_bind_params(x.params)
     found = x.operation.bind(*operands, **params)
     return found[x.index] if x.operation.multiple_results else found

@@ -113,6 +113,13 @@ FUNCTIONS = {
     "ahead and behind": lambda x, i, j, p: jnp.where(
         places(i, j)[1] > places(i, j)[0], x["table"][offsets(i, j).clip(0, 6)], p
     ),
+    "several of a table": lambda x, i, j, p: (
+        p
+        * jnp.stack([x["table"][offsets(i, j) % 7], jnp.full(offsets(i, j).shape, 2.0)], 1)[:, 0]
+        * jnp.concatenate(
+            [jnp.sin(offsets(i, j))[..., None], 1.0 + jnp.zeros((1, 1, t, s, 2))], -1
+        )[..., ::2].sum(-1)
+    ),
     "floats": lambda x, i, j, p: (
         p
         * (jnp.sin(jnp.subtract(*map(jnp.float32, places(i, j))))[..., None] @ jnp.ones((1, 1)))[
@@ -238,6 +245,14 @@ REFUSED = {
             p + x["table"][jnp.int32(jnp.subtract(*map(jnp.bfloat16, (places(i + 99, j))))) % 7]
         ),
         "nor of offsets",
+    ),
+    "some of the offsets": (
+        lambda x, i, j, p: p + jnp.flip(x["table"][offsets(i, j) % 7], -1)[..., :1],
+        "of pairs",
+    ),
+    "one of a tile": (
+        lambda x, i, j, p: p + x["table"][offsets(i, j) % 7][..., 1:2],
+        "of pairs",
     ),
     "a sum over offsets": (
         lambda x, i, j, p: p + jnp.cumsum(x["table"][offsets(i, j) % 7], -1),
