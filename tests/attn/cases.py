@@ -136,7 +136,11 @@ def allowed_pairs(case: Case) -> np.ndarray:
 @functools.cache
 def quick_to_compile() -> dict[str, Any]:
     """Returns options of the compiler: the same program in a sixth of the time, less polished."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(1))
     except Exception:  # Options come and go with versions; without them the tests are only slower.

@@ -301,9 +301,9 @@ def test_dropout_is_right_on_average(implementation):
             **inputs, dropout_rate=0.2, dropout_rng=rng, implementation=implementation
         )
 
-    draws = jax.jit(jax.vmap(attend))(jax.random.split(jax.random.key(0), 4000))
+    draws = jit(jax.vmap(attend))(jax.random.split(jax.random.key(0), 1000))
     expected, _ = oracle.attention(**inputs)
-    error = np.abs(np.mean(draws, axis=0) - expected) / (np.std(draws, axis=0) / 4000**0.5)
+    error = np.abs(np.mean(draws, axis=0) - expected) / (np.std(draws, axis=0) / 1000**0.5)
     assert np.max(error) < 5
 
 
@@ -389,9 +389,9 @@ def test_parts_are_the_whole(with_sinks, implementation):
         return oracle.dense(**inputs, allowed=allowed, sinks=sinks)
 
     expected = laws_of(whole, inputs, second_order)
-    for order in ((0, 1, 2), (2, 0, 1)):
-        found = laws_of(functools.partial(parts, order=order), inputs, second_order)
-        assert_close(found, expected, **FLOAT64)
+    order = (2, 0, 1) if with_sinks else (0, 1, 2)
+    found = laws_of(functools.partial(parts, order=order), inputs, second_order)
+    assert_close(found, expected, **FLOAT64)
 
 
 def test_parts_of_different_queries_are_refused():
@@ -457,7 +457,7 @@ def test_a_bias_of_minus_infinity_is_a_mask_whatever_the_score(score, implementa
         )
 
     def laws(**options):
-        return jax.value_and_grad(lambda x: jnp.sum(attend(x, **options) ** 2))(x)
+        return jit(jax.value_and_grad(lambda x: jnp.sum(attend(x, **options) ** 2)))(x)
 
     found = laws(bias=np.where(lower, 0, -np.inf).astype(np.float32))
     assert_close(found, laws(is_causal=True), rtol=1e-5, atol=1e-5)
