@@ -8,6 +8,7 @@ Nothing is run, and no device need be there.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -31,6 +32,21 @@ def heads(length: int = 1998, num_heads: int = 4, width: int = 128, dtype: str =
 def user_score(score, at, rate):
     """A score function of one's own."""
     return score - rate * abs(at.query - at.key)
+
+
+def softened(score, at, rate):
+    """One with a derivative of its own."""
+    return jax.nn.softplus(rate * score)
+
+
+def by_distance(score, at, table):
+    """One that looks up how far apart two are."""
+    return score + table[jnp.clip(at.key - at.query, -8, 8) + 8]
+
+
+def by_pair(score, at, table):
+    """One that looks up both."""
+    return score + table[at.query % 17, at.key % 17]
 
 
 def same(dtype: str) -> dict[str, Any]:
@@ -61,8 +77,17 @@ CALLS: dict[str, list[dict[str, Any]]] = {
         {"score": scores.ALiBi(np.ones(4, np.float32))},
         {"score": scores.LogLength(0.1)},
     ],
-    "a score function of your own, elementwise": [{"score": user_score, "score_params": 0.1}],
-    "`RelativeBias`": [{"score": scores.RelativeBias(np.zeros((32, 4), np.float32))}],
+    "a score function of your own, elementwise": [
+        {"score": user_score, "score_params": 0.1},
+        {"score": softened, "score_params": 0.1},
+    ],
+    "`RelativeBias`, a table of your own by distance": [
+        {"score": scores.RelativeBias(np.zeros((32, 4), np.float32))},
+        {"score": by_distance, "score_params": np.zeros(17, np.float32)},
+    ],
+    "a table of your own by query and key": [
+        {"score": by_pair, "score_params": np.zeros((17, 17), np.float32)}
+    ],
     "grouped queries": [{"key": heads(num_heads=2), "value": heads(num_heads=2)}],
     "V other than H": [{"value": heads(width=96)}],
     "a scale of your own": [{"scale": 0.1}],
