@@ -202,7 +202,9 @@ def test_without_cudnn_loops_over_tiles_run(monkeypatch):
     given = arrays(12, 12, dtype=jnp.bfloat16)
     expected = attn.dot_product_attention(*given, implementation="blockwise")
     np.testing.assert_array_equal(attn.dot_product_attention(*given), expected)
-    with pytest.raises(Refused, match="cuDNN is not detected"):
+    with pytest.raises(
+        Refused, match="cuDNN (is not detected|not found)"
+    ):  # With JAX for CUDA, the latter.
         attn.dot_product_attention(*given, implementation="cudnn")
 
 
