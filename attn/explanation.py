@@ -78,17 +78,21 @@ def explain(
     bias: Float[Array, "..."] | jax.ShapeDtypeStruct | None = None,
     mask: Bool[Array, "..."] | Mask | None = None,
     *,
+    sinks: Float[Array, "..."] | jax.ShapeDtypeStruct | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: Array | None = None,
     implementation: str | None = None,
+    return_residual: bool = False,
     platform: str | None = None,
     **options: Unpack[Options],
 ) -> Explanation:
     """Returns what ``attn.dot_product_attention`` would do with these arguments.
 
-    No attention is computed, only the tile rules of the mask; query, key, value and bias may be
-    given by shape and dtype. Arguments and errors are those of the call, less what changes neither
-    tiles nor products: sinks, dropout and ``return_residual``; with one of them what would be
-    cuDNN's is of the kernels after it. ``platform`` is ``"cpu"``, ``"gpu"`` or ``"tpu"``, that of
-    JAX's default device if None; it need not be there, and a GPU that is not is a Hopper.
+    No attention is computed, only the tile rules of the mask; query, key, value, bias and sinks
+    may be given by shape and dtype. Arguments and errors are those of the call. Costs are those
+    without sinks and dropout, which change neither tiles nor products. ``platform`` is ``"cpu"``,
+    ``"gpu"`` or ``"tpu"``, that of JAX's default device if None; it need not be there, and a GPU
+    that is not is a Hopper.
 
     Example:
       >>> import attn, jax
@@ -99,13 +103,17 @@ def explain(
     """
     named = dot_product.chosen(implementation)
 
-    def check(query, key, value, bias):
+    def check(query, key, value, bias, sinks):
         query, key, value = arguments.arrays(query=query, key=key, value=value)
+        if sinks is not None:
+            arguments.sinks_of(sinks, query)
         return query, key, value, arguments.resolve(query, key, bias, None).bias
 
-    shapes: Any = jax.eval_shape(check, query, key, value, bias)
+    shapes: Any = jax.eval_shape(check, query, key, value, bias, sinks)
     query, key, value, _ = shapes
     resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
+    resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
+    is_basic = options.get("scale") is None and sinks is None and not return_residual
     if platform is not None:
         arguments.check_choice("platform", platform, PLATFORMS)
     platform = platform or target().platform
@@ -114,7 +122,7 @@ def explain(
     refusals: dict[str, str | None] = dict.fromkeys(KERNELS)
     for kind in KERNELS:
         try:
-            taken[kind] = _taken(kind, named, platform, arrays, resolved, options)
+            taken[kind] = _taken(kind, named, platform, arrays, resolved, is_basic=is_basic)
         except Refused as refusal:
             refusals[kind] = refusal.reason
     if named is not None and refusals.get(named):
@@ -164,7 +172,8 @@ def _taken(
     platform: str,
     arrays: tuple[Any, ...],
     resolved: Any,
-    options: Options,
+    *,
+    is_basic: bool,
 ) -> Any:
     """Returns the call as kernels of a kind see it; None is as it was.
 
@@ -178,13 +187,14 @@ def _taken(
         raise Refused(f"its kernels are for {places}; this is {platform}", kind)
     query, key, value, bias = arrays
     if how["kernels"] == "cudnn":
-        is_basic, is_here = options.get("scale") is None, platform == target().platform
+        is_here, is_basic = platform == target().platform, is_basic and not resolved.dropout_rate
         changes = bias, resolved.mask, resolved.score
         asked = kernels.cudnn.Asked(query, key, value, *changes, is_basic)
         kernels.cudnn.band_of(asked, interpret=how["interpret"], is_here=is_here)
         return None
     sides = kernels.tiles_of(how["kernels"], query, value)
-    of_plan = query, key, resolved.mask, resolved.score, None, 0.0, sides
+    dropped = resolved.dropout_seed, resolved.dropout_rate
+    of_plan = query, key, resolved.mask, resolved.score, *dropped, sides
     # Of a device that is not here, all is told that it could do if it were what they are for.
     is_known = platform == target().platform
     call, context, params = plan(*of_plan, named=named if is_known else "fused")

@@ -161,6 +161,31 @@ def test_errors_are_those_of_the_call():
         attn.explain(x, x, x, shape(3, 16, 16))
 
 
+MORE = {
+    "sinks": {"sinks": shape(4)},
+    "dropout": {"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)},
+    "the residual": {"return_residual": True},
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_cudnn_cannot_do_is_of_the_kernels_after_it(name):
+    x = shape(1, 1024, 4, 64, dtype="bfloat16")
+    assert attn.explain(x, x, x, is_causal=True, platform="gpu").implementation == "cudnn"
+    found = attn.explain(x, x, x, is_causal=True, platform="gpu", **MORE[name])
+    assert found.implementation == "fused"
+    with pytest.raises(ValueError, match="implementation is 'cudnn', and the call is not for it"):
+        attn.explain(x, x, x, implementation="cudnn", platform="gpu", **MORE[name])
+
+
+def test_sinks_and_dropout_are_checked_as_by_the_call():
+    x = shape(1, 16, 4, 8)
+    with pytest.raises(ValueError, match=r"sinks has shape \(3,\); expected \(4,\)"):
+        attn.explain(x, x, x, sinks=shape(3))
+    with pytest.raises(ValueError, match="dropout_rng is None; expected a random key"):
+        attn.explain(x, x, x, dropout_rate=0.1)
+
+
 def test_a_platform_that_is_not_here():
     x = jax.ShapeDtypeStruct((1, 1998, 4, 64), "bfloat16")
     found = {name: attn.explain(x, x, x, platform=name) for name in ("cpu", "gpu", "tpu")}
