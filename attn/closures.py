@@ -67,22 +67,36 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
         arrays = _computed_once(closed, varying(examples))
         rest = functools.partial(_computed_of, closed, arrays)
         closed = jax.make_jaxpr(lambda *x: rest(jax.tree.leaves(x)))(*examples)
-    key = (str(closed.jaxpr), results, tuple(_rules(closed.jaxpr)))
+    key = (str(closed.jaxpr), results, tuple(rules(closed.jaxpr)))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
 
 
-def _rules(operations: Jaxpr) -> Iterator[Any]:
-    """Yields the functions among the parameters of operations, as custom derivatives have them."""
-    for equation in operations.eqns:
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
+def rules(parameters: Any) -> Iterator[Any]:
+    """Yields the functions among parameters of operations, as custom derivatives have them.
+
+    Two that do the same are not told to be the same: what has such a rule is traced anew when it
+    is called again outside of ``jax.jit``.
+    """
+    is_program = lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))  # noqa: E731
+    for parameter in jax.tree.leaves(parameters, is_leaf=is_program):
+        if isinstance(parameter, ClosedJaxpr):
+            yield from rules(parameter.jaxpr)
+        elif isinstance(parameter, Jaxpr):
+            for equation in parameter.eqns:
+                yield from rules(list(equation.params.values()))
+        # JAX's own functions cannot be called.
+        elif hasattr(parameter, "call_wrapped") or (
+            callable(parameter) and not isinstance(parameter, type)
         ):
-            if isinstance(parameter, ClosedJaxpr):
-                yield from _rules(parameter.jaxpr)
-            elif isinstance(parameter, Jaxpr):
-                yield from _rules(parameter)
-            elif callable(parameter) and not isinstance(parameter, type):
-                yield parameter
+            yield parameter if _is_hashable(parameter) else id(parameter)
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 class _Of(enum.IntEnum):

@@ -6,16 +6,17 @@ See ``attn.kernels.pairwise``.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
-from attn.closures import CALLS
+from attn.closures import CALLS, rules
+from attn.devices import example, of_type
 from attn.indices import along_diagonals
 from attn.kernels.distances import Distances
 from attn.kernels.offsets import SHIFTED, axes_of, followed
@@ -43,12 +44,21 @@ from attn.overrides import Refused
 class Reader:
     """Reads a program as values; the same operation of the same values is the same value."""
 
-    def __init__(self, tile: tuple[Value, ...], distances: Distances, most: int):
+    def __init__(
+        self,
+        tile: tuple[Value, ...],
+        distances: Distances,
+        most: int,
+        *,
+        is_differentiated: bool = True,
+    ):
         self.tile = tile
         """i, j and the row."""
         self.distances = distances
         self.most = most
         """How many numbers a value computed outside may be, at a tile."""
+        self.is_differentiated = is_differentiated
+        """Whether what is read has a derivative, as a derivative itself has none in a kernel."""
         self.made: dict[Any, Value] = {}
 
     def constant(self, x: Any, dtype: Any = None) -> Value:
@@ -79,7 +89,10 @@ class Reader:
                 consts = [self.constant(x) for x in called.consts] if is_closed else []
                 found = self.values(called.jaxpr if is_closed else called, operands, consts)
             elif equation.primitive.name == OWN_DERIVATIVE and _depends(operands) in (PAIR, OFFSET):
-                found = self.own_derivative(equation, operands)
+                if self.is_differentiated:
+                    found = self.own_derivative(equation, operands)
+                else:
+                    found = self.values(equation.params["call_jaxpr"].jaxpr, operands)
             else:
                 axes = self.axes(equation, operands)
                 found = [
@@ -110,20 +123,22 @@ class Reader:
         if operands and all(x.is_number for x in operands):  # And so is the result.
             if name == "broadcast_in_dim":
                 return self.full(operands[0], shape)
+            if name in PLACINGS:
+                return operands[0]
             if name in ELEMENTWISE and not primitive.multiple_results:
                 with jax.ensure_compile_time_eval():
                     found = primitive.bind(*(x.constant for x in operands), **params)
                 return self.full(self.constant(np.asarray(found), aval.dtype), shape)
         is_inner = any(x.is_inner for x in operands) or depends == PAIR
         narrow, is_cut = shape, False
-        if OFFSET not in {x.depends for x in operands}:
+        if OFFSET not in _all(operands):
             try:
                 narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
             except Refused:
                 if axes is None:
                     raise
                 depends = OFFSET
-        if OFFSET in {depends, *(x.depends for x in operands)}:
+        if OFFSET in {depends} | _all(operands):
             depends, is_inner = OFFSET, False
         made = Value(
             depends,
@@ -139,9 +154,9 @@ class Reader:
             nearest=nearest,
             axes=axes,
         )
-        # A derivative of one's own is not told from another by what it prints.
-        key = made if name == OWN_DERIVATIVE else (name, str(params), operands, index)
-        return self.made.setdefault(key, made)
+        # Functions are not told apart by what parameters print.
+        printed = str(params), tuple(rules(list(params.values())))
+        return self.made.setdefault((name, printed, operands, index), made)
 
     def axes(self, equation: Any, operands: tuple[Value, ...]) -> list[Axes | None]:
         """Returns where the pairs of the results are, of what goes by their offsets alone."""
@@ -161,15 +176,15 @@ class Reader:
         """Returns a tile of what is known of each offset of a key from a query."""
         if x.axes != (len(x.shape) - 2, len(x.shape) - 1):
             raise Refused(f"its function of pairs is not elementwise: {x.operation.name} of pairs")
-        nearest, left = {}, [x]
+        found, left = {x}, [x]
         while left:
-            y = left.pop()
-            if {z.depends for z in y.operands} != {QUERY, KEY}:
-                left += [z for z in y.operands if z.axes]
-            elif y not in nearest:
-                nearest[y] = self.nearest(y.operands)
-                if nearest[y] is None:
-                    raise Refused("its function of pairs is not elementwise, nor of offsets")
+            of_pairs = {y for y in left.pop().operands if y.axes}
+            left += of_pairs - found
+            found |= of_pairs
+        firsts = [y for y in found if {z.depends for z in y.operands} == {QUERY, KEY}]
+        nearest = {y: self.nearest(y.operands) for y in firsts}
+        if None in nearest.values():
+            raise Refused("its function of pairs is not elementwise, nor of offsets")
         params = {"nearest": nearest}
         made = Value(PAIR, x.shape, x.dtype, x.shape, x.operation, params, (x,))
         made = dataclasses.replace(made, is_inner=True, is_diagonal=True)
@@ -177,102 +192,82 @@ class Reader:
 
     def own_derivative(self, equation: Any, operands: tuple[Value, ...]) -> list[Value]:
         """Returns the results of a function of pairs that has a derivative of its own."""
-        if not all(x.axes or not x.depends for x in operands):
-            operands = self.settled(operands)
-        params = equation.primitive.get_bind_params(equation.params)
-        own = functools.partial(equation.primitive.bind, **params)
-        without = jaxpr_as_fun(equation.params["call_jaxpr"])
-        shapes = [x.aval.shape for x in equation.invars]
-        given = {n: x for n, x in enumerate(operands) if not x.is_number}
-        moving = {n: x for n, x in given.items() if is_float(x)}
+        if all(x.axes or not x.depends for x in operands):
+            try:
+                return self.own(equation, operands, is_inner=OFFSET not in _all(operands))
+            except Refused:
+                return self.own(equation, operands, is_inner=False)
+        return self.own(equation, self.settled(operands), is_inner=True)
 
-        def of(function, some):
-            """Of the operands that are not numbers, by place."""
-            every = (
-                some[n] if n in some else jnp.full(shapes[n], x.constant)
-                for n, x in enumerate(operands)
-            )
-            return function(*every)
+    def own(self, equation: Any, operands: tuple[Value, ...], *, is_inner: bool) -> list[Value]:
+        """Returns the same, left for a kernel or as of offsets.
 
-        def tangents(some, moved):
-            of_moving = lambda x: [y for y in of(own, some | x) if is_float(y)]  # noqa: E731
-            return jax.jvp(of_moving, ({n: some[n] for n in moving},), (moved,))[1]
+        Raises:
+          Refused: if it does not keep pairs apart in all that it takes and makes.
+        """
+        params, moving = equation.primitive.get_bind_params(equation.params), []
+        types = [
+            example(x.aval.shape, x.aval.dtype, tuple(sorted(of_type(x.aval))))
+            for x in equation.invars
+        ]
+        moving = [n for n, x in enumerate(operands) if is_float(x)]
 
-        def run_tangents(some, moved):
-            # Read where it is asked for: a rule may call the function that it is of.
-            _, run = self.of_pairs(tangents, given, moving)
-            return run(*some, *moved)
+        def tangents(every, moved):
+            def function(some):
+                known = dict(enumerate(every)) | dict(zip(moving, some, strict=True))
+                results = equation.primitive.bind(*known.values(), **params)
+                return [x for x in results if is_float(x)]
 
-        results, run = self.of_pairs(functools.partial(of, without), given)
-        operation: Any = Own(run, run_tangents)
-        some = tuple(given.values())
-        of_offsets = _depends(some) == OFFSET
+            return jax.jvp(function, ([every[n] for n in moving],), (moved,))[1]
+
+        rule = jax.make_jaxpr(tangents)(types, [types[n] for n in moving])
+        given = [x if x.is_number else _given(x, is_inner=is_inner) for x in operands]
+        moved = [*given, *(_given(operands[n], is_inner=is_inner) for n in moving)]
+        results = self.kept_apart(equation.params["call_jaxpr"], given, is_inner=is_inner)
+        of_rule = Reader(self.tile, self.distances, self.most, is_differentiated=False)
+        results_of_rule = of_rule.kept_apart(rule, moved, is_inner=is_inner)
+
+        def run(*arrays):
+            return _run(results, given, arrays, is_inner=is_inner)
+
+        def run_rule(arrays, of_moving):
+            return _run(results_of_rule, moved, [*arrays, *of_moving], is_inner=is_inner)
+
+        operation: Any = Own(run, run_rule)
+        depends = PAIR if is_inner else OFFSET
         return [
             Value(
-                OFFSET if of_offsets else PAIR,
-                *(x.shape, x.dtype, x.narrow, operation, {}, some, n),
-                is_inner=not of_offsets,
+                depends,
+                *(x.shape, x.dtype, x.narrow, operation, {}, operands, n),
+                is_inner=is_inner,
                 axes=x.axes,
             )
             for n, x in enumerate(results)
         ]
 
-    def of_pairs(
-        self, function: Callable, *operands: dict[int, Value]
-    ) -> tuple[list[Value], Callable[..., list[Any]]]:
-        """Returns the results of a function of values, and how to compute them of arrays.
+    def kept_apart(
+        self, closed: ClosedJaxpr, given: Sequence[Value], *, is_inner: bool
+    ) -> list[Value]:
+        """Returns the results of a program that keeps pairs apart.
 
         Raises:
-          Refused: if it does not keep pairs apart in all that it takes and makes.
+          Refused: if it does not.
         """
-        leaves: list[Value] = jax.tree.leaves(operands)
-        types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands)
-        is_of_offsets = OFFSET in {x.depends for x in leaves}
-        if is_of_offsets:
-            given = [
-                Value(OFFSET, x.shape, x.dtype, x.shape, axes=axes_of(x))
-                if x.depends
-                else Value(NEITHER, x.shape, x.dtype, x.narrow)
-                for x in leaves
-            ]
-        else:
-            given = [Value(PAIR, x.shape, x.dtype, x.narrow, is_inner=True) for x in leaves]
-        closed = jax.make_jaxpr(function)(*types)
-        consts = [self.constant(x) for x in closed.consts]
-        results = self.values(closed.jaxpr, given, consts)
-        seen = set(given)
-
-        def visit(x):
-            """Of what a kernel is to compute there is nothing that it is not given."""
-            if x in seen or x.is_number:
-                return
+        results = self.values(closed.jaxpr, given, [self.constant(x) for x in closed.consts])
+        if not is_inner:
+            if all(x.depends == OFFSET for x in results):
+                return results
+            raise Refused("its function of offsets has what is of none")
+        known, left = set(given), list(results)
+        while left:  # Of what a kernel is to compute there is nothing that it is not given.
+            x = left.pop()
+            if x in known or x.is_number:
+                continue
             if not (x.is_inner and x.operands):
                 raise Refused("its function of pairs has a derivative of more than pairs")
-            seen.add(x)
-            for operand in x.operands:
-                visit(operand)
-
-        def run(*arrays):
-            known = dict(zip(given, arrays, strict=True))
-            if not is_of_offsets:
-                shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in arrays))
-                return [jnp.broadcast_to(computed(x, known), shape) for x in results]
-            sides = next(
-                (array.shape[x.axes[0]], array.shape[x.axes[1]])
-                for x, array in zip(given, arrays, strict=True)
-                if x.axes
-            )
-            return [
-                jnp.broadcast_to(computed(x, known, sides=sides), shape_of(x, sides))
-                for x in results
-            ]
-
-        for x in results:
-            if is_of_offsets and x.depends != OFFSET:
-                raise Refused("its function of offsets has what is of none")
-            if not is_of_offsets:
-                visit(x)
-        return results, run
+            known.add(x)
+            left += x.operands
+        return results
 
     def full(self, number: Value, shape: tuple[int, ...]) -> Value:
         """Returns an array of a number that is known."""
@@ -292,21 +287,22 @@ class Reader:
 
         Of arrays, the first key less the first query: both are consecutive, or it is not known.
         """
-        first = {}
+        first: dict[frozenset[str], int] = {}
         for axis, depends in ((-2, QUERY), (-1, KEY)):
             (x,) = (x for x in operands if x.depends == depends)
             count, side = self.distances.counts[axis], self.distances.sides[axis]
             at = _at_each(x, self.tile, count)
             if at is None:
                 return None
-            first[depends] = at.reshape(count, -1)[:, 0]
-            expected = first[depends][0] + side * np.arange(count)
+            starts = at.reshape(count, -1)[:, 0]
+            first[depends] = int(starts[0 if depends == KEY else -1])
+            expected = int(starts[0]) + side * np.arange(count)
             expected = expected.reshape(count, *(1 for _ in x.shape))
             if x.shape:
                 expected = expected + np.arange(side).reshape(side, *(1,) * (-1 - axis))
             if not (at.ndim == expected.ndim and (at == expected).all()):
                 return None
-        return int(first[KEY][0] - first[QUERY][-1])
+        return first[KEY] - first[QUERY]
 
     def narrow(
         self,
@@ -342,7 +338,9 @@ class Reader:
             if lanes is not None:
                 return (*lanes, *x.narrow[-2:]), False
         if is_inner:
-            raise Refused(f"its function of pairs is not elementwise: {name} of pairs")
+            own = name.startswith("custom_")
+            why = "has a derivative of its own" if own else "is not elementwise"
+            raise Refused(f"its function of pairs {why}: {name} of pairs")
         for x in operands:
             if x.narrow != x.shape and math.prod(x.shape) > self.most:
                 raise Refused(f"its function of pairs makes them of queries or keys: {name}")
@@ -353,6 +351,36 @@ def _depends(operands: Sequence[Value]) -> frozenset[str]:
     """Returns what depends on what of these does."""
     found = functools.reduce(frozenset.union, (x.depends for x in operands), NEITHER)
     return PAIR if len(found) > 1 else found
+
+
+def _all(operands: Sequence[Value]) -> set[frozenset[str]]:
+    return {x.depends for x in operands}
+
+
+def _given(x: Value, *, is_inner: bool) -> Value:
+    """Returns what a function of its own derivative is given, for what it is called with."""
+    is_of_none = not x.depends and x.narrow[-2:] == (1, 1)
+    if is_inner:
+        axes = axes_of(x) if x.axes or is_of_none else None
+        return Value(PAIR, x.shape, x.dtype, x.narrow, is_inner=True, axes=axes)
+    if not x.depends:
+        return Value(NEITHER, x.shape, x.dtype, x.narrow)
+    return Value(OFFSET, x.shape, x.dtype, x.shape, axes=axes_of(x))
+
+
+def _run(
+    results: Sequence[Value], given: Sequence[Value], arrays: Sequence[Any], *, is_inner: bool
+) -> list[Any]:
+    """Returns the results of what is given: all of one shape inside, else as of other tiles."""
+    pairs = [(x, y) for x, y in zip(given, arrays, strict=True) if not x.is_number]
+    known: dict[Value, Any] = dict(pairs)
+    if is_inner:
+        shape = jnp.broadcast_shapes(*(jnp.shape(y) for _, y in pairs))
+        return [jnp.broadcast_to(computed(x, known), shape) for x in results]
+    (x, y), *_ = (pair for pair in pairs if pair[0].axes)
+    query, key = axes_of(x)
+    sides = y.shape[query], y.shape[key]
+    return [jnp.broadcast_to(computed(x, known, sides=sides), shape_of(x, sides)) for x in results]
 
 
 def _literal(x: Any) -> tuple[Any, Any]:
@@ -379,7 +407,10 @@ def _is_along_diagonals(equation: Any) -> bool:
 
 
 def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> np.ndarray | None:
-    """Returns integers that are of queries or of keys at each tile; None if they are not known."""
+    """Returns integers that are of queries or of keys at each tile; None if they are not known.
+
+    Nor are those known that are not exact, or may not be less than 0.
+    """
     nowhere = jax.sharding.AbstractMesh((), ())  # Numbers are computed here, wherever this runs.
     try:
         with jax.sharding.use_abstract_mesh(nowhere), jax.ensure_compile_time_eval():
@@ -387,13 +418,17 @@ def _at_each(x: Value, tile: tuple[Value, ...], count: int) -> np.ndarray | None
             found = np.asarray(jax.vmap(of_tile)(jnp.arange(count, dtype=jnp.int32)))
     except (
         *(jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError),
-        AssertionError,
+        *(AssertionError, NameError),  # The latter if a device decides it.
     ):
         return None
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        return found
-    is_exact = np.max(np.abs(found), initial=0) < 2 ** jnp.finfo(found.dtype).nmant
-    return found.astype(np.int64) if is_exact and (found == np.rint(found)).all() else None
+    if jnp.issubdtype(found.dtype, jnp.floating):
+        most = 2 ** jnp.finfo(found.dtype).nmant
+    elif jnp.issubdtype(found.dtype, jnp.signedinteger):
+        most = jnp.iinfo(found.dtype).max // 2
+    else:
+        return None
+    is_exact = np.max(np.abs(found), initial=0) < most and (found == np.rint(found)).all()
+    return found.astype(np.int64) if is_exact else None
 
 
 def check(x: Value, given: tuple[Value, ...], distances: Distances) -> None:

@@ -446,6 +446,49 @@ def test_what_a_function_reads_is_read_at_every_call(implementation):
     assert_close(both, (expected(0.5, 2), expected(2.0, 2)), rtol=1e-5, atol=1e-5)
 
 
+def scaled(rule):
+    """Twice what it is given, whose derivative is said to be ``rule``."""
+
+    @jax.custom_jvp
+    def twice(x):
+        return 2 * x
+
+    twice.defjvp(lambda primals, tangents: (twice(*primals), rule * tangents[0]))
+    return twice
+
+
+@pytest.mark.parametrize("is_in_a_branch", [False, True])
+def test_two_that_differ_by_their_derivative_alone_are_two(is_in_a_branch, implementation):
+    """In one call, and in one after the other."""
+    x = np.random.default_rng(0).normal(size=(1, 7, 2, 4)).astype(np.float32)
+    distances = np.arange(7) - np.arange(7)[:, None]
+
+    def at_most_twice(function, p):
+        return jax.lax.cond(p > -9, function, lambda p: p, p) if is_in_a_branch else function(p)
+
+    def change(s, distances, p, rules):
+        first, second = (at_most_twice(scaled(rule), p) for rule in rules)
+        return s * first + distances * second
+
+    def ours(p, rules):
+        output = attn.dot_product_attention(
+            *(x, x, x),
+            score=lambda s, at, p: change(s, at.key - at.query, p, rules),
+            score_params=p,
+            implementation=implementation,
+        )
+        return jnp.sum(output**2)
+
+    def dense(p, rules):
+        by = functools.partial(change, distances=distances, p=p, rules=rules)
+        allowed = np.ones((7, 7), bool)
+        return jnp.sum(oracle.dense(x, x, x, allowed=allowed, change=by)[0] ** 2)
+
+    for rules in ((0.0, 5.0), (3.0, 1.0), (0.0, 5.0)):
+        found, expected = (jax.grad(f)(jnp.float32(0.2), rules) for f in (ours, dense))
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("score", [scores.SoftCap(3.0), scores.LogLength(1.0)], ids=repr)
 def test_a_bias_of_minus_infinity_is_a_mask_whatever_the_score(score, implementation):
     x = np.random.default_rng(0).normal(size=(1, 7, 2, 4)).astype(np.float32)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 from jax._src.pallas.mosaic.core import CoreType
 from jax._src.pallas.mosaic.lowering import lowering_rules
 from jax.sharding import AxisType, NamedSharding
@@ -110,13 +111,22 @@ def test_a_table_of_offsets_runs_in_them_in_a_shard_map_too():
     table = jnp.arange(9.0)
 
     def change(s, at, p):
-        return s + p[jnp.clip(at.key - at.query, -4, 4) + 4]
+        softened = jnp.logaddexp(s, p[0]) + jax.nn.relu(s)
+        return softened + p[jnp.clip(at.key - at.query, -4, 4) + 4]
 
     gradient = jax.grad(lambda *x: total(*x[:3], score=change, score_params=x[3]), (0, 1, 2, 3))
     assert kernels_in(gradient, x, x, x, table) == 3
     specs = (P("data"), P("data"), P("data"), P())
     spread = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
     assert kernels_in(spread, x, x, x, table) == 3
+
+    def ahead(s, at, p):
+        """By places that a device alone knows."""
+        return s + p[(at.key - (at.query + lax.axis_index("data"))) % 9]
+
+    output = lambda *x: total(*x[:3], score=ahead, score_params=x[3])  # noqa: E731
+    spread = jax.shard_map(output, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    assert kernels_in(spread, x, x, x, table) == 0
 
 
 def test_operations_are_those_that_mosaic_has():
