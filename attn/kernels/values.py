@@ -26,11 +26,11 @@ Axes = tuple[int, int]
 """Of queries and of keys."""
 ELEMENTWISE = frozenset(
     """
-    abs add add_any and atan2 cbrt ceil clamp clz convert_element_type copy cos cosh div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min
-    mul ne neg nextafter not or population_count pow rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    threefry2x32 xor
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+    clz convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
+    gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
+    population_count pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor
     """.split()  # noqa: SIM905
 )
 """Operations that are left for a kernel if their operands depend on both."""

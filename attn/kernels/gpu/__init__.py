@@ -4,7 +4,7 @@ from attn.kernels.call import Call
 from attn.kernels.gpu.backward import backward
 from attn.kernels.gpu.forward import forward
 from attn.kernels.gpu.lists import SIDE_BITS
-from attn.kernels.gpu.operations import lack
+from attn.kernels.gpu.operations import OPERATIONS
 from attn.kernels.gpu.walk import GROUPS, ROWS, walks_of
 from attn.kernels.lacking import refuse_lacking
 from attn.overrides import Refused
@@ -38,7 +38,7 @@ def check(call: Call) -> None:
     if max(call.widths) > WIDEST:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
     walks_of(call)
-    refuse_lacking(call, lack)
+    refuse_lacking(call, OPERATIONS.lack)
 
 
 def refusal_here(named: str | None) -> str | None:

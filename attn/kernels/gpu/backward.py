@@ -32,7 +32,7 @@ from attn.kernels.gpu.arrays import (
     table_of,
 )
 from attn.kernels.gpu.launch import TILED
-from attn.kernels.gpu.operations import done
+from attn.kernels.gpu.operations import OPERATIONS
 from attn.kernels.gpu.parts import parts_of
 from attn.kernels.gpu.tile import (
     Tile,
@@ -279,14 +279,16 @@ class _Backward(NamedTuple):
             return jnp.broadcast_to(call.pairs.inner(given, products, which), products.shape)
 
         some = [known[x] for x in moving]
-        scores, pull = done(lambda *x: jax.vjp(scores_of, *x), products, some)
+        scores, pull = OPERATIONS.done(lambda *x: jax.vjp(scores_of, *x), products, some)
         scores = laid_out(call, scores)
         lse, d_sums = of_rows() if early is None else early
         weights = exp(call, scores, lse)
         factors = factors_of(call, known, scores)
         d_scores = weights * (factors * mixed + d_sums)
         d_scores = tile.unless_clean(only_allowed, d_scores)
-        d_products, d_moving = jax.tree.map(functools.partial(laid_out, call), done(pull, d_scores))
+        d_products, d_moving = jax.tree.map(
+            functools.partial(laid_out, call), OPERATIONS.done(pull, d_scores)
+        )
         d_given = dict(zip(moving, d_moving, strict=True))
         kept = tile.unless_clean(lambda x: nan(x, 2), factors * weights)
         tile.take_turns()

@@ -1,16 +1,13 @@
 """What Mosaic has for GPUs of the operations that a function of pairs is made of."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal
 
-from attn.kernels.lacking import called, dtypes_of
+from attn.kernels.instead import OF_BOTH, Operations
 
 HAS = frozenset(
     """
@@ -26,14 +23,6 @@ def _log1p(x, **_):
     """Goldberg, "What every computer scientist should know about floating-point", theorem 4."""
     u = 1 + x
     return jnp.where((u == 1) | (u == jnp.inf), x, x * jnp.log(u) / (u - 1))
-
-
-def _expm1(x, **_):
-    """Kahan's: the error of ``exp`` and that of ``log`` take each other away."""
-    u = jnp.exp(x)
-    is_moderate = (u != 1) & (u - 1 != -1) & (u < jnp.inf)
-    logarithm = jnp.log(jnp.where(is_moderate, u, 2))
-    return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * x / logarithm, u - 1))
 
 
 def _sqrt(x, **_):
@@ -90,59 +79,36 @@ def _pow(x, y, **_):
     return jnp.where(y == 0, 1, power)
 
 
-INSTEAD: dict[str, Callable] = {
+def _rem(x, y, **_):
+    """With the sign of x, off by a rounding of x."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return lax.rem_p.bind(x, y)
+    quotient = x / y
+    whole = jnp.where(quotient < 0, -_floor(-quotient), _floor(quotient))
+    rest = jnp.where(jnp.abs(y) == jnp.inf, x, x - whole * y)
+    short = jnp.where(x < 0, -jnp.abs(y), jnp.abs(y))
+    is_other = jnp.where(x < 0, rest > 0, rest < 0)
+    return jnp.where(
+        is_other, rest + short, jnp.where(jnp.abs(rest) >= jnp.abs(y), rest - short, rest)
+    )
+
+
+INSTEAD: dict[str, Callable] = OF_BOTH | {
     "add_any": lax.add,
     "ceil": lambda x, **_: -_floor(-x),
     "convert_element_type": _convert_element_type,
-    "copy": lambda x: x,
-    "expm1": _expm1,
     "floor": _floor,
     "integer_pow": _integer_pow,
     "is_finite": lambda x: x - x == 0,
     "log1p": _log1p,
     "pow": _pow,
+    "rem": _rem,
     "sqrt": _sqrt,
     "stop_gradient": lambda x: x,
+    "tan": lambda x, **_: jnp.sin(x) / jnp.cos(x),
     "threefry2x32": _threefry2x32,
 }
 """What is the same as one that it has not, or not all of; they take its parameters."""
-DTYPES = "bool", "int32", "uint32", "float32", "bfloat16", "float16"
-"""Of numbers that it computes with."""
-
-
-def lack(equation: Any) -> str | None:
-    """Returns the name of what an equation has that a kernel has not; None if it has all."""
-    name, dtypes = equation.primitive.name, dtypes_of(equation)
-    if name not in HAS | INSTEAD.keys():
-        return name
-    if others := dtypes - {*DTYPES}:
-        return f"{name} of {', '.join(sorted(others))}"
-    is_of_floats = bool(dtypes & {"float32", "bfloat16", "float16"})
-    return "rem of floats" if name == "rem" and is_of_floats else None
-
-
-def done(function: Callable, *arguments: Any) -> Any:
-    """Returns ``function(*arguments)``, by operations that it has."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    found = _run(closed, jax.tree.leaves(arguments))
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
-
-
-def _run(closed: ClosedJaxpr, leaves: Sequence[Any]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *leaves), strict=True))
-
-    def read(x):
-        return x.val if isinstance(x, Literal) else known[x]
-
-    for equation in jaxpr.eqns:
-        operands, name = [read(x) for x in equation.invars], equation.primitive.name
-        if (inside := called(equation)) is not None:
-            found = _run(inside, operands)
-        else:
-            primitive: Any = equation.primitive
-            bind: Callable = INSTEAD.get(name) or primitive.bind
-            found = bind(*operands, **primitive.get_bind_params(equation.params))
-            found = found if primitive.multiple_results else [found]
-        known.update(zip(equation.outvars, found, strict=True))
-    return [read(x) for x in jaxpr.outvars]
+DTYPES = frozenset(("bool", "int32", "uint32", "float32", "bfloat16", "float16"))
+OPERATIONS = Operations(HAS, DTYPES, INSTEAD)
+"""Those of a kernel."""

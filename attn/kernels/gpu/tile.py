@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
-from attn.kernels.gpu.operations import done
+from attn.kernels.gpu.operations import OPERATIONS
 from attn.kernels.gpu.parts import inner_parts_of, pairs_of
 from attn.kernels.values import KEY, QUERY, Value
 
@@ -161,7 +161,7 @@ def factors_of(call: Call, known: dict[Value, Array], scores: Array) -> Any:
 
 
 def _inner(call: Call, known: dict[Value, Array], scores: Array, which: int) -> Array:
-    found = done(lambda scores: call.pairs.inner(known, scores, which), scores)
+    found = OPERATIONS.done(lambda scores: call.pairs.inner(known, scores, which), scores)
     return jnp.broadcast_to(found, scores.shape)
 
 

@@ -27,6 +27,7 @@ from attn.kernels.call import Call
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
+from attn.kernels.tpu.operations import OPERATIONS
 from attn.kernels.values import KEY, NEITHER, QUERY, Value, is_float
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
@@ -123,13 +124,14 @@ def _gradients(call: Call, refs: Sequence[Any], *, is_full: bool) -> _Gradients:
         moved = tile._replace(given=tile.given | dict(zip(moving, some, strict=True)))
         return tiles.scores_of(call, moved, products, allowed)
 
-    scores, pull = jax.vjp(scores_of, products, [tile.given[x] for x in moving])
+    some = [tile.given[x] for x in moving]
+    scores, pull = OPERATIONS.done(lambda *x: jax.vjp(scores_of, *x), products, some)
     weights = jnp.exp(scores - lse[...])
     mixed = tiles.dot(tiles.of_those_asked(tile.value, allowed, 0), d_output[...], (1, 1))
     d_scores = weights * (tiles.kept_of(call, tile, scores, mixed) + d_lse[...])
     if allowed is not None:
         d_scores = jnp.where(allowed, d_scores, 0)
-    d_products, d_moving = pull(d_scores)
+    d_products, d_moving = OPERATIONS.done(pull, d_scores)
     kept = tiles.kept_of(call, tile, scores, weights)
     d_given = dict(zip(moving, d_moving, strict=True))
     return _Gradients(tile, allowed, kept, d_output[...], d_products, d_given)

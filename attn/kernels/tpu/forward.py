@@ -8,6 +8,8 @@ arXiv 2307.08691.
 Letters: ``*B`` leading axes, K key heads, G query heads that share one, T queries, V value width.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,6 +18,7 @@ from attn.kernels.call import Call
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
+from attn.kernels.tpu.operations import OPERATIONS
 from attn.kernels.values import NEITHER, QUERY
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
@@ -39,7 +42,8 @@ def forward(
         maximum, denominator, numerator = state
         tile = tiles.read(call, refs)
         allowed = tiles.allowed_in(call, tile, is_full=is_full)
-        scores = tiles.scores_of(call, tile, tile.products, allowed)
+        of_products = functools.partial(tiles.scores_of, call, tile, allowed=allowed)
+        scores = OPERATIONS.done(of_products, tile.products)
         greatest = jnp.maximum(maximum[...], jnp.max(scores, axis=0, keepdims=True))
         weights = jnp.exp(scores - finite(greatest))
         correction = jnp.exp(maximum[...] - finite(greatest))

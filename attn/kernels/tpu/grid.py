@@ -26,6 +26,8 @@ from attn.overrides import Opaque
 from attn.plan import Context
 from attn.tiles import EMPTY, FULL, MIXED, Share
 
+MOST_BYTES = 32 * 2**20
+"""Of fast memory, for a kernel: half of the least that chips from v5e on have."""
 _KIND, _IS_FIRST, _IS_LAST, _DISTANCE = 3, 4, 8, 4
 """Bits of what is known of a step, and how many there are below its distance."""
 
@@ -229,6 +231,7 @@ def run(
             ),
             out_shape=[unvarying(x.shape, x.dtype) for x in outs],
             input_output_aliases={2 + k: n for k, n in (aliases or {}).items()},
+            compiler_params=pltpu.CompilerParams(vmem_limit_bytes=MOST_BYTES),
             interpret=call.interpret,
             name=name,
         )

@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
+from attn.kernels.tpu.operations import OPERATIONS
 from attn.kernels.values import KEY, Value, repeated
 
 ROWS_AT_ONCE = 32
@@ -57,21 +58,24 @@ def allowed_in(call: Call, tile: Tile, *, is_full: bool) -> Bool[Array, "s t"] |
         return None
     shape = tile.key.shape[0], tile.query.shape[0]
     # Of masks, the scores are not looked at.
-    allowed = call.pairs.inner(tile.given, jnp.zeros(shape, call.dtype), ALLOWED)
+    nothing = jnp.zeros(shape, call.dtype)
+    allowed = OPERATIONS.done(lambda x: call.pairs.inner(tile.given, x, ALLOWED), nothing)
     return repeated(allowed, shape)
 
 
 def scores_of(
     call: Call, tile: Tile, products: Float[Array, "s t"], allowed: Array | None
 ) -> Float[Array, "s t"]:
-    """Returns the scores, -inf where a pair takes no part."""
+    """Returns the scores, -inf where a pair takes no part, by operations as they are written."""
     which = SCORES if allowed is None else MASKED_SCORES
     return jnp.broadcast_to(call.pairs.inner(tile.given, products, which), products.shape)
 
 
 def kept_of(call: Call, tile: Tile, scores: Array, x: Float[Array, "s t"]) -> Float[Array, "s t"]:
     """Returns ``z x / (1 - rate)``, of dropout; ``x`` without."""
-    return x * call.pairs.inner(tile.given, scores, FACTORS) if call.has_dropout else x
+    if not call.has_dropout:
+        return x
+    return x * OPERATIONS.done(lambda scores: call.pairs.inner(tile.given, scores, FACTORS), scores)
 
 
 def of_those_asked(

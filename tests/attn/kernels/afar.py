@@ -122,7 +122,12 @@ CASES = {
             k,
             v,
             score_params=p,
-            score=lambda s, at, p: jax.nn.relu(s) + p * jax.nn.softplus(jax.nn.gelu(s)),
+            score=lambda s, at, p: (
+                jax.nn.relu(s)
+                + p * jax.nn.softplus(jax.nn.gelu(s, approximate=False))
+                + jnp.arctan(jax.nn.elu(s)) * jnp.cbrt(s)
+                + jnp.sinh(s) % 3.0
+            ),
         ),
     ),
     "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),

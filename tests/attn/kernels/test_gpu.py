@@ -141,7 +141,10 @@ def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected):
     [
         ({"width": 320, "value_width": 64}, "its heads are 320 wide, more than 256"),
         ({"dtype": jnp.float32, "width": 256, "value_width": 256}, "shared memory, in 3 parts"),
-        ({"score": lambda s, at, _: jnp.cbrt(s)}, "has what a kernel has not: cbrt"),
+        (
+            {"score": lambda s, at, _: jax.lax.lgamma(s)},
+            "has what a kernel has not: digamma, lgamma",
+        ),
     ],
 )
 def test_what_it_cannot_take_is_said(options, message):
@@ -158,10 +161,11 @@ BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
     ("name", "of_jax", "arguments"),
     [
         ("ceil", jnp.ceil, [jnp.concatenate([X, -X, HALVES])]),
-        ("expm1", jnp.expm1, [jnp.concatenate([X, -X])]),
         ("floor", jnp.floor, [jnp.concatenate([X, -X, HALVES])]),
         ("is_finite", jnp.isfinite, [X]),
         ("log1p", jnp.log1p, [jnp.concatenate([X, -X[:9]])]),
+        ("rem", jax.lax.rem, [jnp.concatenate([HALVES, 9 * HALVES]), jnp.float32(2.5)]),
+        ("tan", jnp.tan, [HALVES]),
         ("sqrt", jnp.sqrt, [jnp.concatenate([X, -X])]),
         ("threefry2x32", lambda *x: tuple(threefry2x32_p.bind(*x)), BITS),
     ],
@@ -199,13 +203,14 @@ OF_PAIRS = {
     "conversions": lambda s, at, p: jnp.where((at.query - at.key).astype(bool), s, 2 * s),
     "derivatives of their own": lambda s, at, p: jax.nn.relu6(s) + jax.nn.softplus(p[0] * s),
     "offsets": lambda s, at, p: s + p[jnp.clip(at.query - at.key, 0, N - 1)],
+    "remainders": lambda s, at, p: s + s % 2.0,
     "half": lambda s, at, p: s.astype(jnp.bfloat16).astype(jnp.float32) * p[0],
     "nothing of the score": lambda s, at, p: jnp.zeros_like(s),
     "nothing but of queries": lambda s, at, p: jnp.zeros_like(s) + p[0] * at.query,
     "nothing but of keys": lambda s, at, p: jnp.zeros_like(s) + p[0] * at.key,
 }
 NOT_OF_PAIRS = {
-    "remainders": lambda s, at, p: s + s % 2.0,
+    "the gamma function": lambda s, at, p: jax.lax.lgamma(s),
     "small integers": lambda s, at, p: (
         s + ((at.query % 100).astype(jnp.int8) > (at.key % 99).astype(jnp.int8))
     ),
@@ -226,8 +231,8 @@ def test_a_score_of_ones_own_is_lowered_or_refused(name):
 def test_operations_are_those_that_mosaic_has():
     has = {primitive.name for primitive in mosaic_lowering_rules[LANExWG_SEMANTICS]}
     assert has >= operations.HAS
-    # It has squares alone, and no conversion to bool.
-    assert operations.INSTEAD.keys() & has == {"integer_pow", "convert_element_type"}
+    # It has squares alone, no conversion to bool, and remainders of integers.
+    assert operations.INSTEAD.keys() & has == {"integer_pow", "convert_element_type", "rem"}
 
 
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])

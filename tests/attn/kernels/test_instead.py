@@ -1,0 +1,78 @@
+"""What stands for operations that hardware has not: the same numbers, lowered for both."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import attn
+from attn.kernels import instead
+from attn.kernels.gpu.operations import OPERATIONS as OF_GPU
+from attn.kernels.tpu.operations import OPERATIONS as OF_TPU
+
+SIZES = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 3), jnp.linspace(0.1, 9, 90)])
+X = jnp.concatenate([SIZES, -SIZES, jnp.array([0, jnp.inf, -jnp.inf, jnp.nan])])
+ARGUMENTS = {
+    "acos": X[jnp.abs(X) <= 1],
+    "acosh": jnp.concatenate([1 + SIZES, jnp.array([1e20, jnp.inf])]),
+    "asin": X[jnp.abs(X) <= 1],
+    "asinh": jnp.concatenate([X, jnp.array([1e20, -1e20])]),
+    "atanh": X[jnp.abs(X) < 1],
+}
+
+
+@pytest.mark.parametrize("name", instead.OF_BOTH)
+def test_it_is_the_same(name):
+    x = ARGUMENTS.get(name, X)
+    found = instead.OF_BOTH[name](x)
+    expected = x if name == "copy" else getattr(lax, name)(x)
+    np.testing.assert_allclose(found, expected, rtol=2e-5 if name == "erfc" else 3e-6, atol=1e-38)
+
+
+SCORES = {
+    "elu": jax.nn.elu,
+    "celu": jax.nn.celu,
+    "selu": jax.nn.selu,
+    "gelu, exactly": functools.partial(jax.nn.gelu, approximate=False),
+    "mish": jax.nn.mish,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "hyperbolic": lambda s: jnp.sinh(s) + jnp.cosh(s) + jnp.arcsinh(s),
+    "inverse": lambda s: jnp.arctan(s) + jnp.arcsin(jnp.tanh(s)) + jnp.arccos(jnp.tanh(s)),
+    "roots": lambda s: jnp.cbrt(s) + jnp.arctanh(jnp.tanh(s) / 2) + jnp.arccosh(1 + s * s),
+    "remainders and tangents": lambda s: s % 3.0 + jnp.fmod(s, 2.0) + jnp.tan(s),
+    "steps": lambda s: jnp.floor(s) + jnp.ceil(s) + jnp.round(s) + jnp.abs(s) ** 0.3,
+}
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_run_in_kernels(name, platform):
+    x = jax.ShapeDtypeStruct((1, 512, 2, 64), "bfloat16")
+    score = lambda s, at, _: SCORES[name](s)  # noqa: E731
+    found = attn.explain(x, x, x, score=score, platform=platform)
+    assert found.implementation == "fused", found.refused
+
+    def total(*x):
+        return jnp.sum(attn.dot_product_attention(*x, score=score, implementation="fused"))
+
+    lowering = {"gpu": "cuda", "tpu": "tpu"}[platform]
+    with attn.compiled_for(platform, "9.0" if platform == "gpu" else None):
+        traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(x, x, x)
+        text = traced.lower(lowering_platforms=(lowering,)).as_text()
+    assert text.count({"gpu": "mosaic_gpu_v2", "tpu": "tpu_custom_call"}[platform]) >= 3
+
+
+@pytest.mark.parametrize("operations", [OF_GPU, OF_TPU], ids=["gpu", "tpu"])
+@pytest.mark.parametrize("name", SCORES)
+def test_derivatives_are_of_what_is_replaced(name, operations):
+    x = jnp.linspace(-2.9, 2.8, 77)
+    both = lambda x: jax.vjp(lambda x: jnp.sum(jnp.sin(SCORES[name](x))), x)  # noqa: E731
+    value, pull = operations.done(both, x)
+    (slope,) = operations.done(pull, jnp.float32(1))
+    expected = jax.value_and_grad(lambda x: jnp.sum(jnp.sin(SCORES[name](x))))(x)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(slope, expected[1], rtol=1e-4, atol=1e-5)
