@@ -79,9 +79,7 @@ def rules(parameters: Any) -> Iterator[Any]:
     """
     is_program = lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))  # noqa: E731
     for parameter in jax.tree.leaves(parameters, is_leaf=is_program):
-        if isinstance(parameter, ClosedJaxpr):
-            yield from rules(parameter.jaxpr)
-        elif isinstance(parameter, Jaxpr):
+        if is_program(parameter):
             for equation in parameter.eqns:
                 yield from rules(list(equation.params.values()))
         # JAX's own functions cannot be called.

@@ -62,7 +62,7 @@ def _of_sizes(config: Config, model: str, params: Any) -> float:
     return 6 * (matrices * rows * task.length + logits) + settings.num_layers * attended
 
 
-def products(jaxpr: Jaxpr) -> float:
+def products(jaxpr: Jaxpr | ClosedJaxpr) -> float:
     """Returns the FLOPs of the products in a program; of branches those of the greatest.
 
     A ``while``, whose length is not known, counts once.
@@ -87,9 +87,7 @@ def products(jaxpr: Jaxpr) -> float:
     return total
 
 
-def _jaxprs(value: Any) -> list[Jaxpr]:
-    if isinstance(value, ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, Jaxpr):
+def _jaxprs(value: Any) -> list[Jaxpr | ClosedJaxpr]:
+    if isinstance(value, (ClosedJaxpr, Jaxpr)):
         return [value]
     return [x for part in value for x in _jaxprs(part)] if isinstance(value, (tuple, list)) else []

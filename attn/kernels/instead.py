@@ -87,6 +87,8 @@ OF_BOTH: dict[str, Callable] = {
     "cosh": lambda x, **_: jnp.exp(x - LOG_2) + jnp.exp(-x - LOG_2),
     "erfc": erfc,
     "expm1": expm1,
+    "log2": lambda x, **_: jnp.log(x) / LOG_2,
+    "one_minus_square": lambda x, **_: (1 - x) * (1 + x),
     "sinh": sinh,
 }
 """What neither GPU nor TPU has, by name; all take the parameters of the operation."""

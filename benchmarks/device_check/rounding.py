@@ -24,7 +24,7 @@ from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
 from benchmarks.machine import machine
 
-BATCH, HEADS, WIDTH, NUM_BUCKETS = 2, 2, 64, 16
+BATCH, HEADS, WIDTH, NUM_BUCKETS, NUM_DISTANCES = 2, 2, 64, 16, 100
 SINGLE = "causal", "segments", "user's score", "relative bias"
 """Calls in float32."""
 ROUNDING_OF_SINGLE = 1e-5
@@ -72,6 +72,16 @@ def calls(length: int) -> dict[str, Call]:
         distance = jnp.asarray(np.log1p(np.abs(i - j)), found.dtype)
         return found - rate[:, None, None] * distance
 
+    def looked_up(found, at, table):
+        distance = jnp.minimum(jnp.abs(at.key - at.query), NUM_DISTANCES - 1)
+        return found + table[at.head, distance]
+
+    def with_rules(found):
+        return jax.nn.softplus(found) + jax.nn.relu(found)
+
+    def with_operations(found):
+        return jax.nn.gelu(found, approximate=False) + jnp.arcsinh(found) + jax.nn.elu(found)
+
     return {
         "causal": Call(causal, options={"is_causal": True}),
         "window": Call(causal & (i - j <= 50), {"mask": masks.Window(50, 0)}),
@@ -107,6 +117,22 @@ def calls(length: int) -> dict[str, Call]:
             },
             shapes={"score_params": (NUM_BUCKETS, HEADS)},
             change=lambda found, table: found + jnp.moveaxis(table[buckets], -1, 0),
+        ),
+        "table by distance": Call(
+            causal,
+            options={"is_causal": True, "score": looked_up},
+            shapes={"score_params": (HEADS, NUM_DISTANCES)},
+            change=lambda found, table: found + table[:, np.minimum(abs(i - j), NUM_DISTANCES - 1)],
+        ),
+        "rules of derivatives": Call(
+            causal,
+            options={"is_causal": True, "score": lambda found, at, _: with_rules(found)},
+            change=lambda found, _: with_rules(found),
+        ),
+        "operations by others": Call(
+            causal,
+            options={"is_causal": True, "score": lambda found, at, _: with_operations(found)},
+            change=lambda found, _: with_operations(found),
         ),
         "bias": Call(everything, shapes={"bias": (1, HEADS, length, length)}),
         "grouped queries": Call(

@@ -7,16 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attn.kernels.instead import OF_BOTH, Operations
+from attn.kernels.instead import OF_BOTH, Operations, erfc
 
 HAS = frozenset(
     """
-    abs add and atan2 broadcast_in_dim clamp cos div eq erf exp exp2
-    ge gt le log logistic lt max min mul ne neg not or rem round rsqrt select_n
-    shift_left shift_right_logical sign sin square sub tanh xor
+    abs add and broadcast_in_dim clamp cos div eq exp exp2 ge gt le log logistic lt max min mul ne
+    neg or rem round rsqrt select_n shift_left shift_right_logical sign sin square sub tanh xor
     """.split()  # noqa: SIM905
 )
-"""In the layout of a product, as of jax 0.10."""
+"""In the layout of a product, in jax 0.10 and 0.11; in all dtypes but where ``INSTEAD`` has it."""
 
 
 def _log1p(x, **_):
@@ -41,6 +40,43 @@ def _threefry2x32(key0, key1, x0, x1):
             x1 = x0 ^ x1
         x0, x1 = x0 + keys[(n + 1) % 3], x1 + keys[(n + 2) % 3] + jnp.uint32(n + 1)
     return x0, x1
+
+
+def _atan(x):
+    """Of 0 to 1; Moshier, "Methods and programs for mathematical functions", 1989."""
+    is_far = x > math.tan(math.pi / 8)
+    x = jnp.where(is_far, (x - 1) / (x + 1), x)
+    total, square = jnp.full_like(x, 8.05374449538e-2), x * x
+    for term in (-1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1):
+        total = total * square + term
+    return total * square * x + x + jnp.where(is_far, math.pi / 4, 0).astype(x.dtype)
+
+
+def _atan2(y, x, **_):
+    """-0 is taken for 0."""
+    if x.dtype == jnp.float64:
+        return lax.atan2(y, x)
+    more, less = (f(jnp.abs(y), jnp.abs(x)) for f in (jnp.maximum, jnp.minimum))
+    found = _atan(jnp.where(more == less, (more > 0).astype(x.dtype), less / more))
+    found = jnp.where(jnp.abs(y) > jnp.abs(x), math.pi / 2 - found, found)
+    found = jnp.where(x < 0, math.pi - found, found)
+    return jnp.where(y < 0, -found, found)
+
+
+def _erf(x, **_):
+    """By its series where it is not near 1."""
+    if x.dtype == jnp.float64:
+        return lax.erf(x)
+    near, total = jnp.clip(x, -1, 1), jnp.zeros_like(x)
+    for n in range(9, -1, -1):
+        term = (-1) ** n / (math.factorial(n) * (2 * n + 1))
+        total = total * near * near + 2 / math.sqrt(math.pi) * term
+    far = 1 - erfc(jnp.abs(x))
+    return jnp.where(jnp.abs(x) < 1, total * near, jnp.where(x < 0, -far, far))
+
+
+def _not(x):
+    return x ^ True if x.dtype == jnp.bool_ else lax.bitwise_not(x)
 
 
 def _convert_element_type(x, *, new_dtype, **params):
@@ -95,12 +131,15 @@ def _rem(x, y, **_):
 
 INSTEAD: dict[str, Callable] = OF_BOTH | {
     "add_any": lax.add,
+    "atan2": _atan2,
     "ceil": lambda x, **_: -_floor(-x),
     "convert_element_type": _convert_element_type,
+    "erf": _erf,
     "floor": _floor,
     "integer_pow": _integer_pow,
     "is_finite": lambda x: x - x == 0,
     "log1p": _log1p,
+    "not": _not,
     "pow": _pow,
     "rem": _rem,
     "sqrt": _sqrt,

@@ -5,6 +5,7 @@ Letters as in ``attn.kernels.gpu.walk``.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from attn.kernels.values import KEY, QUERY, Value
 
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 """What products are summed in."""
+NEEDS_INDEX = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty
+"""Whether a load does: in jax 0.10 it does, in jax 0.11 it is deprecated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Tile:
         def scope(*totals):
             for total, parts in zip(totals, pairs, strict=True):
                 for a, b in parts:
-                    plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
+                    plgpu.wgmma(total, a, b.transpose((1, 0)))
             found = meanwhile()
             self.take_turns()
             return [total[...] for total in totals], found
@@ -195,7 +198,8 @@ def load(call: Call, ref: Any, layout: Any) -> Array:
     """Returns what stands in global memory, in registers."""
     if call.interpret:
         return ref[...]
-    return plgpu.load(ref, (), layout=layout, optimized=False)
+    index = ((),) if NEEDS_INDEX else ()
+    return plgpu.load(ref, *index, layout=layout, optimized=False)
 
 
 def picked(ref: Any, lanes: Sequence[Any], *places: Any) -> Any:

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic_gpu.core import LANExWG_SEMANTICS
+from jax import lax
 from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-from jax._src.pallas.mosaic_gpu.lowering import mosaic_lowering_rules
 from jax.extend.random import threefry2x32_p
 
 import attn
 from attn import kernels, masks, scores
 from attn.arguments import resolve
+from attn.indices import Indices
 from attn.kernels.gpu import backward, forward, operations, walk
 from attn.overrides import KERNELS
 from attn.plan import plan
@@ -39,6 +39,28 @@ def arrays(dtype=jnp.bfloat16, *, width=H, value_width=V, lengths=(T, S)):
 
 def decayed(score, at, params):
     return jnp.tanh(score) * params["a"][at.head] - params["b"] * jnp.abs(at.query - at.key)
+
+
+NARROW = "bfloat16", "float16"
+
+
+def every_operation(s, at, _):
+    """All that is said to be there, on floats, integers and bools."""
+    i, j = at.query + 0 * at.key, at.key + 0 * at.query
+    u, v = jnp.float32(0.5) * s, lax.square(s) + 1
+    is_less, size = s < at.key, jnp.abs(s)
+    floats = [lax.exp2(s), lax.log(v), lax.logistic(s), lax.rsqrt(v), lax.cos(s), lax.sin(s)]
+    floats += [lax.max(s, u), lax.min(s, u), s / v, lax.clamp(-1.0, s, 1.0), lax.tanh(u)]
+    floats += [lax.exp(u), lax.sign(s), -s, lax.round(s), lax.atan2(s, v), lax.erf(s)]
+    floats += [lax.rem(s, v), size**u, *(s.astype(x).astype(s.dtype) for x in NARROW)]
+    bools = [~is_less, is_less ^ (i > j), (s >= u) | (i >= j), (s > u) & (i <= 2 * j), i == 2 * j]
+    bools += [(s != u) ^ (s <= u), i != j, (s == u) | (i < j), s.astype(jnp.int32).astype(bool)]
+    integers = [i & 3, i | j, i ^ j, ~i, i << 2, lax.shift_right_logical(i, 1), lax.div(i, j + 1)]
+    integers += [lax.rem(i, j + 1), lax.max(i, j), lax.min(i, 2 * j), jnp.sign(i - j), -i, i**2]
+    unsigned = [x.astype(jnp.uint32) for x in integers]
+    unsigned += [unsigned[0] ^ unsigned[1], unsigned[1] >> 3, unsigned[0] // (unsigned[1] + 1)]
+    more = (jnp.where(x, s, -s) for x in bools)
+    return sum([*floats, *more, *(x.astype(s.dtype) for x in (*integers, *unsigned))])
 
 
 CALLS = {
@@ -67,6 +89,7 @@ CALLS = {
     "float32": {"dtype": jnp.float32},
     "a bias of distances": {"score": scores.RelativeBias(jnp.zeros((8, N)))},
     "dropout": {"dropout_rate": 0.1, "dropout_rng": jax.random.key(0)},
+    "every operation": {"score": every_operation},
     "what it has not, by what it has": {
         "score": lambda s, at, _: jnp.sqrt(s * s + 1) - jnp.log1p(jnp.abs(at.query - at.key))
     },
@@ -160,7 +183,9 @@ BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
 @pytest.mark.parametrize(
     ("name", "of_jax", "arguments"),
     [
+        ("atan2", jnp.arctan2, [HALVES[:, None], jnp.concatenate([X, -X[:-3], -X[-2:], HALVES])]),
         ("ceil", jnp.ceil, [jnp.concatenate([X, -X, HALVES])]),
+        ("erf", jax.lax.erf, [jnp.concatenate([X, -X, HALVES])]),
         ("floor", jnp.floor, [jnp.concatenate([X, -X, HALVES])]),
         ("is_finite", jnp.isfinite, [X]),
         ("log1p", jnp.log1p, [jnp.concatenate([X, -X[:9]])]),
@@ -228,11 +253,11 @@ def test_a_score_of_ones_own_is_lowered_or_refused(name):
                 lowered("fused", **call)
 
 
-def test_operations_are_those_that_mosaic_has():
-    has = {primitive.name for primitive in mosaic_lowering_rules[LANExWG_SEMANTICS]}
-    assert has >= operations.HAS
-    # It has squares alone, no conversion to bool, and remainders of integers.
-    assert operations.INSTEAD.keys() & has == {"integer_pow", "convert_element_type", "rem"}
+def test_every_operation_is_among_those_that_are_lowered():
+    tile = jax.ShapeDtypeStruct((8, 8), "float32")
+    at = Indices((), jnp.int32(0), jnp.arange(8)[:, None], jnp.arange(8))
+    text = str(jax.make_jaxpr(lambda s: every_operation(s, at, None))(tile))
+    assert not [name for name in operations.HAS if f" {name}" not in text]
 
 
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])
