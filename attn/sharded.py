@@ -214,9 +214,11 @@ def _over_mesh(
     in_specs = rows(query, -3), rows(key, -3), rows(value, -3), of_bias, PartitionSpec()
     out_specs = rows(query, -3), PartitionSpec(*rows(query, -3)[:-1])
     if not getattr(mesh, "explicit_axes", ()):
-        # Kernels run where XLA has nothing to divide: so axes that divide nothing are ours too.
-        alone = {name for name, size in mesh.shape.items() if size == 1}
-        names = {axis, *alone} - {*getattr(mesh, "manual_axes", ())}
+        # Kernels run where XLA has nothing to divide: so axes that divide nothing are ours too, if
+        # no others are left.
+        others = {*mesh.axis_names} - {axis, *getattr(mesh, "manual_axes", ())}
+        is_all = all(mesh.shape[name] == 1 for name in others)
+        names = {axis, *others} if is_all else {axis}
         spread = jax.shard_map(
             of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
         )

@@ -117,6 +117,25 @@ def of_results(output: Float[Array, "*B V Q"], lse: Float[Array, "*B Q"]) -> Sof
     return SoftmaxState(lse, jnp.where(jnp.isneginf(lse), 0, jnp.ones_like(lse)), output)
 
 
+def joined(
+    outputs: Float[Array, "*Q V"], lses: Float[Array, "*Q"], axis: int
+) -> tuple[Float[Array, "*P V"], Float[Array, "*P"]]:
+    """Returns output and log-sum-exp of all keys, from those of disjoint sets of them.
+
+    Args:
+      outputs: of each set.
+      lses: of each set.
+      axis: that of the sets, of ``lses``.
+    """
+    greatest = jnp.max(lses, axis, keepdims=True)
+    weights = jnp.exp(lses - finite(greatest))
+    total = jnp.sum(weights, axis, keepdims=True)
+    seen = total != 0
+    total = jnp.where(seen, total, 1)
+    output = jnp.sum((weights / total)[..., None] * outputs, axis - 1 if axis < 0 else axis)
+    return output, jnp.squeeze(jnp.where(seen, greatest + jnp.log(total), -jnp.inf), axis)
+
+
 def with_sink(
     output: Float[Array, "*Q V"], lse: Float[Array, "*Q"], logit: Float[Array, "..."]
 ) -> tuple[Float[Array, "*Q V"], Float[Array, "*Q"]]:

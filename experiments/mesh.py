@@ -1,8 +1,8 @@
 """Devices as a mesh: over it the runs of a sweep and, inside a run, rows, tokens and heads.
 
     run        runs; none knows of another
-    data       rows of a batch
     sequence   tokens of a row, which attention goes round as a ring (``attn.sharded``)
+    data       rows of a batch
     model      heads of attention, hidden units of an MLP, tokens of the vocabulary
 
 Programs handle the axis of runs themselves (``experiments.runs``). Along the others a step says
@@ -20,7 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.checks import check
 
-AXES = ("run", "data", "sequence", "model")
+AXES = ("run", "sequence", "data", "model")
+"""In the order in which ``jax.shard_map`` is over them, one inside the other: XLA of jax 0.11 ends
+the process at any other."""
 
 OF_PARAMETERS = {
     ("query", "kernel"): (None, "model", None),
@@ -67,7 +69,8 @@ def build_mesh(shape: MeshConfig, most_groups: int, devices: Sequence[Any] | Non
       devices: all of all processes, unless others are named to compile for.
 
     Raises:
-      ValueError: if there are fewer devices than one run has, or a process would have none.
+      ValueError: if there are fewer devices than one run has, a process would have none, or XLA
+        is known to end the process.
     """
     every = list(jax.devices() if devices is None else devices)
     groups = len(every) // shape.size
@@ -78,6 +81,13 @@ def build_mesh(shape: MeshConfig, most_groups: int, devices: Sequence[Any] | Non
         )
     if devices is not None or jax.process_count() == 1:
         groups = min(groups, most_groups)
+    cut = [name for name in AXES if getattr(shape, name, 1) > 1]
+    if groups > 1 and len(cut) > 1 and jax.__version_info__ >= (0, 11):
+        raise ValueError(
+            f"mesh cuts a run along {' and '.join(cut)}, and {groups} runs at a time have devices, "
+            f"which XLA of jax {jax.__version__} cannot compile; expected a cut along one of them, "
+            f"{shape.size} devices for one run, or jax 0.10"
+        )
     used = every[: groups * shape.size]
     idle = {x.process_index for x in every} - {x.process_index for x in used}
     if devices is None and idle:
@@ -86,7 +96,7 @@ def build_mesh(shape: MeshConfig, most_groups: int, devices: Sequence[Any] | Non
             f"leaves no device of the {len(every)} for process {min(idle)}; expected a product "
             "that divides the number of devices"
         )
-    sizes = (groups, shape.data, shape.sequence, shape.model)
+    sizes = (groups, *(getattr(shape, name) for name in AXES[1:]))
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, types, devices=used)
 

@@ -7,7 +7,9 @@ derivative of it). What would differ is done around it:
 
 - The log-sum-exp is not returned; it is computed by definition where one is needed, in orders above
   the first (``attn.blockwise``), and what its cotangent adds there is one more pass.
-- It has no gradient at an odd length: under a mask one more key, which nothing sees, is put last.
+- It has no gradient at an odd length: one more query and key are put last, which under a mask
+  nothing sees, and which else is told to be padding. Of a single query the output alone is computed
+  without: cuDNN then has a pass that shares keys among more of the GPU.
 
 Every query and every key takes part in some pair, and what is not finite reaches at least all that
 depends on it. It may reach more: a NaN in a key, queries before it that are in one tile of cuDNN.
@@ -87,10 +89,6 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
         ),
         (right != 0 and (left, right) != (None, None), "its mask is more than causal"),
         (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),
-        (
-            right is None and bool(num_queries % 2 or num_keys % 2) and not interpret,
-            f"its lengths are odd, {num_queries} x {num_keys}",
-        ),
     ):
         if is_wrong:
             raise Refused(reason, "cudnn")
@@ -135,7 +133,12 @@ def forward(plan: Plan, inputs: Inputs, *, interpret: bool) -> Float[Array, "*B 
     Cost: one pass of cuDNN.
     """
     arrays = _given(plan, inputs)
-    output, _ = _pulled(plan, arrays, arrays[0], interpret)
+    query = arrays[0]
+    if query.shape[-3] == 1 and _band(plan) == (None, None):
+        attend = _attention(_band(plan), interpret=interpret)
+        output = _of_lanes(lambda *x: [attend(*x)], [query], arrays)[0]
+    else:
+        output, _ = _pulled(plan, arrays, query, interpret)
     return _as_queries(plan, output)
 
 
@@ -189,22 +192,41 @@ def _pulled(
     """
     attend, is_masked = _attention(_band(plan), interpret=interpret), _band(plan)[1] is not None
 
+    def pulled(query, key, value, d_output):
+        length, num_keys = query.shape[1], key.shape[1]
+        operands = [
+            jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)])
+            for x in (query, key, value, d_output)
+        ]
+        options = {}
+        if num_keys % 2 and not is_masked:
+            options["key_value_seq_lengths"] = jnp.full(key.shape[:1], num_keys, jnp.int32)
+        output, pull = jax.vjp(functools.partial(attend, **options), *operands[:3])
+        d_query, *of_keys = pull(operands[3])
+        return [*(x[:, :length] for x in (output, d_query)), *(x[:, :num_keys] for x in of_keys)]
+
+    output, *cotangents = _of_lanes(pulled, [arrays[0], *arrays], [*arrays, d_output])
+    return output, cotangents
+
+
+def _of_lanes(
+    function: Callable[..., list[Array]], outs: Sequence[Any], operands: Sequence[Array]
+) -> list[Array]:
+    """Returns the results, which are like ``outs``, of a function of arrays with one leading axis.
+
+    Args:
+      function: of the arrays.
+      outs: shapes and dtypes of the results, of all leading axes.
+      operands: of all leading axes.
+    """
+
     def flat(*operands):
-        lanes, length = operands[0].shape[:-3], operands[0].shape[-3]
-        operands = [jnp.reshape(x, (-1, *x.shape[-3:])) for x in operands]
-        if is_masked and length % 2:
-            operands = [jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in operands]
-        *arrays, d_output = operands
-        output, pull = jax.vjp(attend, *arrays)
-        found = [output, *pull(d_output)]
-        if is_masked:
-            found = [x[:, :length] for x in found]
+        lanes = operands[0].shape[:-3]
+        found = function(*(jnp.reshape(x, (-1, *x.shape[-3:])) for x in operands))
         return [jnp.reshape(x, (*lanes, *x.shape[1:])) for x in found]
 
-    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (arrays[0], *arrays)]
-    operands = [*arrays, d_output]
-    output, *cotangents = _opaque(flat, outs)(*vary(operands, varying(operands)))
-    return output, cotangents
+    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
+    return list(_opaque(flat, outs)(*vary(operands, varying(operands))))
 
 
 def _opaque(function: Callable, outs: Sequence[jax.ShapeDtypeStruct]) -> Opaque:

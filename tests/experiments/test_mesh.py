@@ -9,7 +9,7 @@ import pytest
 
 from experiments.config import Config, ModelConfig, TrainConfig
 from experiments.console import describe_mesh
-from experiments.mesh import MeshConfig
+from experiments.mesh import MeshConfig, build_mesh
 from experiments.records import StageRecord
 from experiments.runs import Run, fetch, places_for, stack_runs
 from experiments.tasks import Recall
@@ -173,3 +173,19 @@ def test_what_the_mesh_cannot_cut_is_said():
     task = dataclasses.replace(config.task, vocab_size=18)
     config = dataclasses.replace(config, task=task)
     assert describe_mesh(config) == "data 1 x sequence 1 x model 3 devices a run"
+
+
+@pytest.mark.parametrize(("version", "runs"), [((0, 11, 2), 1), ((0, 10, 2), 2)])
+def test_what_xla_cannot_compile_is_refused(version, runs, monkeypatch):
+    """Two runs at a time, each cut along two axes: XLA of jax 0.11 ends the process."""
+    monkeypatch.setattr(jax, "__version_info__", version)
+    shape = MeshConfig(data=2, model=2)
+    assert dict(build_mesh(shape, runs).shape) == {
+        "run": runs,
+        "sequence": 1,
+        "data": 2,
+        "model": 2,
+    }
+    if runs == 1:
+        with pytest.raises(ValueError, match="a run along data and model, and 2 runs at a time"):
+            build_mesh(shape, 2)

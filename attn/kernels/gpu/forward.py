@@ -8,6 +8,7 @@ Letters: ``*B`` leading axes, K key heads, G query heads that share one, T queri
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,10 @@ from attn.kernels.gpu.tile import (
     scores_of,
     spoiled,
 )
-from attn.kernels.gpu.walk import walks_of
+from attn.kernels.gpu.walk import num_splits_of, walks_of
 from attn.kernels.values import QUERY
 from attn.plan import Context, Inputs
-from attn.softmax_state import finite
+from attn.softmax_state import finite, joined
 from attn.tiles import Share
 
 
@@ -42,13 +43,16 @@ def forward(
 
     Cost: two matrix products a tile, each of them three or six in float32
     (``attn.kernels.gpu.parts``); no memory but that of the results, of copies of the arrays, of
-    lists of tiles, and for a bias of distances of 128 (T + S) numbers a head.
+    lists of tiles, and for a bias of distances of 128 (T + S) numbers a head. Few queries of many
+    keys take a result for each split of these.
     """
     walk = walks_of(call)["forward"]
     (query, key, value), (bad_query, bad_key) = arrays_of(call, inputs)
     given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
     query, key, value = (parts_of(call, x) for x in (query, key, value))
     _, width = call.widths
+    lanes = query[0].shape[:-2]
+    num_splits = num_splits_of(call, math.prod(lanes), *(share.count for share in shares))
 
     def start():
         return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value[0].shape[-1])
@@ -77,7 +81,10 @@ def forward(
         return sums
 
     queries = query[0].shape[:-1]
-    outs = [jax.ShapeDtypeStruct((*queries, value[0].shape[-1]), result_dtype(call))]
+    if num_splits > 1:
+        queries = *lanes, num_splits, queries[-1]
+    dtype = result_dtype(call) if num_splits == 1 else call.dtype
+    outs = [jax.ShapeDtypeStruct((*queries, value[0].shape[-1]), dtype)]
     outs += [jax.ShapeDtypeStruct(queries, call.dtype)]
     known = [bad_query, bad_key, *known_of(call, given, QUERY)]
     output, lse = walk.run(
@@ -92,7 +99,10 @@ def forward(
         absorb,
         finish,
         outs,
+        num_splits=num_splits,
     )
+    if num_splits > 1:
+        output, lse = joined(output, lse, -2)
     output = jnp.swapaxes(output[..., :width].astype(call.dtype), -1, -2)
     output, lse = (calls.of_groups(call.plan, x) for x in (output, lse[..., None, :]))
     return jnp.swapaxes(output, -3, -2), lse[..., 0, :]

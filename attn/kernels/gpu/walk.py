@@ -43,6 +43,10 @@ GROUPS = 2
 """Of warps that compute."""
 LEAST = 64
 """Of those that come at a time: as wide as shared memory is tiled, as products need them."""
+PROCESSORS = 132
+"""Of an H100: as many blocks are computed at a time."""
+LEAST_TILES = 4
+"""Of a split."""
 
 
 class Walk(NamedTuple):
@@ -90,6 +94,7 @@ class Walk(NamedTuple):
         outs: Sequence[jax.ShapeDtypeStruct],
         cuts: Sequence[int] = (),
         lanes: tuple[int, ...] | None = None,
+        num_splits: int = 1,
     ) -> list[Array]:
         """Returns the results of a kernel.
 
@@ -112,6 +117,8 @@ class Walk(NamedTuple):
           outs: shapes and dtypes of the results.
           cuts: which results are of pairs; they are 0 in tiles that are not visited.
           lanes: ``(*B, N)`` of what is summed at a distance, 1 where it is the same for all.
+          num_splits: if above 1, the tiles that a block visits are split so, each with sums and
+            results of its own: these are ``[*B, N, splits, n, ...]``.
         """
         own = stay[0][0].shape[:-2]
         if 0 in own:
@@ -129,12 +136,12 @@ class Walk(NamedTuple):
             self.groups,
             self.rows,
             own if lanes is None else lanes,
-            lists.blocks.size * per_tile,
+            lists.blocks.size * per_tile * num_splits,
             staying,
             coming,
             len(known),
             outs,
-            functools.partial(self.body, own, parts, start, visit, finish),
+            functools.partial(self.body, own, num_splits, parts, start, visit, finish),
             self.simulated,
         )
         operands = *lists, *staying, *(x.array for x in coming), *known
@@ -144,6 +151,7 @@ class Walk(NamedTuple):
     def body(
         self,
         every: tuple[int, ...],
+        num_splits: int,
         parts: Sequence[Sequence[int]],
         start: Callable,
         visit: Callable,
@@ -171,9 +179,12 @@ class Walk(NamedTuple):
         def at_block(lane, n, group):
             of_lane = unravelled(lane, lanes)
             at = Lists(*(picked(x, of_lane[:num_added]) for x in lists))
-            turn, down, right = unravelled(n, (at.blocks.shape[-1], side // block, across))
+            sizes = num_splits, at.blocks.shape[-1], side // block, across
+            split, turn, down, right = unravelled(n, sizes)
             of_block = at.block(turn)
             full, visited = (x[of_block] * jnp.int32(per_tile) for x in (at.full, at.visited))
+            begin, full, end = _split(split, num_splits, full, visited)
+            visited = end - begin
             of_group = down * block + group * rows
             first_of_block = of_block * side + of_group
 
@@ -188,6 +199,7 @@ class Walk(NamedTuple):
 
             def tile_of(k):
                 """Row and column of the k-th tile, where in it is what comes, if it is finite."""
+                k += begin
                 i, j, is_clean = at.tile(of_block, lax.div(k, jnp.int32(per_tile)))
                 within = (right + lax.rem(k, jnp.int32(per_tile))) * self.piece
                 return i, j, within, is_clean
@@ -245,6 +257,8 @@ class Walk(NamedTuple):
 
                     def at_rows(ref, *, is_of_keys=False):
                         here = pl.ds(first_of_block, rows)
+                        if num_splits > 1:
+                            return picked(ref, (*queries, split), here)
                         if order == DISTANCE:
                             return picked(ref, of_lane, here, pl.ds(right * self.piece, self.piece))
                         return picked(ref, keys if is_of_keys else queries, here)
@@ -260,6 +274,31 @@ class Walk(NamedTuple):
             return Stop(staying, coming, compute, visited * members)
 
         return at_block
+
+
+def num_splits_of(call: Call, lanes: int, num_rows: int, num_columns: int) -> int:
+    """Returns into how many the keys of queries are best split, for all of a GPU to be busy.
+
+    That of Dao et al., "Flash-Decoding for long-context inference", 2023: few queries, which are
+    few blocks, may have many keys.
+
+    Args:
+      call: of the kernel.
+      lanes: leading axes and heads, times each other.
+      num_rows: of tiles of queries.
+      num_columns: of tiles of keys.
+    """
+    block = min(call.plan.grid.query_side, ROWS * GROUPS)
+    blocks = lanes * num_rows * (call.plan.grid.query_side // block)
+    return max(1, min(PROCESSORS // max(blocks, 1), num_columns // LEAST_TILES))
+
+
+def _split(n: Any, num_splits: int, full: Any, visited: Any) -> tuple[Any, Any, Any]:
+    """Returns where the n-th split of a block's tiles begins, how many are full, where it ends."""
+    if num_splits == 1:
+        return jnp.int32(0), full, visited
+    begin, end = (lax.div(x * visited, jnp.int32(num_splits)) for x in (n, n + 1))
+    return begin, jnp.clip(full - begin, 0, end - begin), end
 
 
 def _sides(call: Call, order: frozenset[str]) -> tuple[int, int]:

@@ -46,6 +46,10 @@ CASES = {
     },
     "values of another width": (sizes(H=96, V=128), lambda q, k, v: attend(q, k, v, **causal)),
     "any length": (sizes(T=1999, S=777), lambda q, k, v: attend(q, k, v, **causal)),
+    "few queries": (
+        [*sizes(T=3, S=8192), lengths],
+        lambda q, k, v, n: attend(q, k, v, key_value_seq_lengths=n),
+    ),
     "one query": (sizes(T=1, S=1024), lambda q, k, v: attend(q, k, v, **causal, alignment="end")),
     "segments, lengths": (
         [*sizes(), ids, lengths],

@@ -130,8 +130,9 @@ def test_it_is_right_under_every_transform(transform, name):
 
 
 @pytest.mark.usefixtures("by_xla")
-def test_queries_and_keys_of_other_lengths():
-    given = arrays(7, 11)
+@pytest.mark.parametrize("lengths", [(7, 11), (8, 11), (7, 12), (1, 12), (1, 11), (4, 1)])
+def test_queries_and_keys_of_other_lengths(lengths):
+    given = arrays(*lengths)
     found, expected = (
         jax.jit(jax.value_and_grad(loss_of(x), ARGUMENTS))(*given) for x in ("cudnn", "reference")
     )
@@ -182,6 +183,22 @@ def test_it_is_lowered_for_cuda(named, options, window):
     is_causal = "NO_MASK" not in text
     assert is_causal == bool(options)
     assert "while" not in text, "loops over tiles"
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("lengths", [(127, 128), (128, 127), (1, 255)])
+def test_odd_lengths_are_lowered(lengths):
+    given = [jax.ShapeDtypeStruct((2, n, 4, 64), jnp.bfloat16) for n in (*lengths, lengths[1])]
+    loss = loss_of("cudnn")
+    both = jax.jit(jax.value_and_grad(loss, ARGUMENTS)).trace(*given)
+    forward, both = (
+        x.lower(lowering_platforms=("cuda",)).as_text() for x in (jax.jit(loss).trace(*given), both)
+    )
+    assert "__cudnn$fmhaSoftmaxBackward(" in both
+    assert ("PADDING" in both) == (lengths[1] % 2 == 1)
+    if lengths[0] == 1:
+        assert "stablehlo.pad" not in forward
+        assert "PADDING" not in forward
 
 
 @pytest.mark.usefixtures("on_hopper")
@@ -248,9 +265,9 @@ def test_what_is_refused_says_why_and_runs_where_nothing_is_named(name, monkeypa
         ({"width": 136}, {}, "its heads are 136 wide"),
         ({"value_width": 32}, {}, "its heads are 64 wide, its values 32"),
         ({"num_keys": 256}, {"is_causal": True}, "it is causal, 128 x 256"),
-        ({"num_keys": 255}, {}, "its lengths are odd, 128 x 255"),
         ({}, {"scale": 0.1}, "it has a scale"),
         ({}, {}, None),
+        ({"num_keys": 255}, {}, None),
         ({"num_keys": 256}, {}, None),
     ],
 )

@@ -5,6 +5,7 @@ What they compute, the conformance suite compares, interpreted; on a GPU, the ch
 """
 
 import functools
+import importlib
 import re
 
 import jax
@@ -291,6 +292,46 @@ def test_vmap_adds_lanes(mapped, monkeypatch):
     jax.tree.map(close, found, expected)
 
 
+OF_FEW = {
+    "all keys": {},
+    "causal, at the end": {"is_causal": True, "alignment": "end"},
+    "none, and the first": {"key_value_seq_lengths": np.array([0, 1])},
+    "a window": {"mask": masks.Window(300, 300, offset=2000)},
+    "segments": {"mask": masks.Segments(np.arange(3)[None] % 2, np.arange(4100)[None] // 900 % 3)},
+    "a score of one's own": {
+        "score": decayed,
+        "score_params": {"a": jnp.arange(1.0, N + 1), "b": jnp.float32(0.01)},
+    },
+}
+
+
+@pytest.mark.parametrize("name", OF_FEW)
+def test_few_queries_have_their_keys_split(name, monkeypatch):
+    """Their results joined, with splits that see none, and one that has what is not finite."""
+    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
+    query, key, value = arrays(jnp.float32, width=8, value_width=16, lengths=(3, 4100))
+    key = key.at[0, 4099, 0].set(jnp.nan)
+    taken, module = [], importlib.import_module("attn.kernels.gpu.forward")
+    monkeypatch.setattr(
+        module, "num_splits_of", lambda *x: taken.append(walk.num_splits_of(*x)) or taken[-1]
+    )
+
+    def of(implementation):
+        attend = functools.partial(
+            attn.dot_product_attention,
+            implementation=implementation,
+            return_residual=True,
+            **OF_FEW[name],
+        )
+        tangents = jax.tree.map(jnp.cos, (query, key, jnp.ones_like(value)))
+        return attend(query, key, value), jax.jvp(attend, (query, key, value), tangents)
+
+    found, expected = of("fused"), of("reference")
+    assert max(taken) > 4
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, expected)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("which", ["query", "key", "value", "cotangent"])
 @pytest.mark.parametrize("reach", [None, 3])
@@ -352,6 +393,10 @@ SIMULATED = {
         {"is_causal": True},
         {"batch": 1, "lengths": (130, 300), "dtype": jnp.bfloat16},
     ),
+    "splits of keys": (
+        {"key_value_seq_lengths": np.array([1100])},
+        {"batch": 1, "lengths": (3, 1200), "dtype": jnp.bfloat16},
+    ),
     "a bias of distances, in two parts": (
         {"is_causal": True, "score": scores.RelativeBias(jnp.ones((8, 2)))},
         {"batch": 2, "lengths": (120, 129), "dtype": jnp.float32},
@@ -382,6 +427,7 @@ HALF = [
     *("plain", "segments, lengths", "a user's score function", "relative bias", "width 192"),
     *("width 256", "any length", "dense", "a cap that is given", "quotients and signs", "bias"),
     *("long", "relative bias of long rows", "a table of offsets", "derivatives of their own"),
+    "few queries",
 ]
 SINGLE = ["float32", "float32, 128 wide"]
 
