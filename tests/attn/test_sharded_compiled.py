@@ -1,5 +1,6 @@
 """A sequence spread over chips that are not here: it compiles, and what overlaps."""
 
+import jax
 import pytest
 
 from tests.compilers import TOPOLOGIES, lines_of, needs_gpu_compiler, needs_tpu_compiler
@@ -82,5 +83,7 @@ def test_the_compiler_for_gpu_takes_it(method):
     ((_, kernels),) = (x for x in found if x[0] == "kernels")
     assert int(kernels) == 3
     loops = [order for name, order in found if name == "loop" and "<" in order]
-    assert sorted(x.count("<") for x in loops) == ([1, 2] if method == "ring" else [])
+    # Keys, and keys and sums; from jax 0.11 on XLA sends these two together.
+    of_ring = [1, 2 if jax.__version_info__ < (0, 11) else 1]
+    assert sorted(x.count("<") for x in loops) == (of_ring if method == "ring" else [])
     assert all("K" in x[x.rindex("<") : x.rindex(">")] for x in loops)
