@@ -32,7 +32,8 @@ class Check:
         self.record |= {"platform": jax.default_backend(), "parts": {}}
         self.found: dict[str, Any] = {}
         """Of the part that runs; its ``summary`` is a line at the end."""
-        self._until = 0.0
+        self.until = 0.0
+        """When the part that runs should begin nothing more, by ``time.monotonic``."""
         self._lines: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -50,13 +51,13 @@ class Check:
 
     def is_late(self) -> bool:
         """Returns whether the part that runs should begin nothing more."""
-        return time.monotonic() >= self._until
+        return time.monotonic() >= self.until
 
     def do(self, name: str, part: Callable[["Check"], bool | None], until: float) -> None:
         """Runs a part that is to end by then; if it raises, that is what is found."""
         skipped = {"status": SKIPPED, "summary": "no time was left", "seconds": 0.0}
         self.found = self.record["parts"][name] = skipped
-        self._until = until
+        self.until = until
         if self.is_late():
             return
         self.found |= {"status": RAISED, "summary": "it has not come to its end"}

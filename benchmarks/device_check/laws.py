@@ -1,12 +1,12 @@
 """The laws of ``attn.testing`` on this device, for every implementation that it runs."""
 
-import concurrent.futures
-from collections.abc import Callable
+import itertools
+import time
 
 import attn.testing
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
-from benchmarks.machine import machine
+from benchmarks.device_check.workers import side_by_side
 
 
 def laws(check: Check) -> bool:
@@ -14,16 +14,22 @@ def laws(check: Check) -> bool:
     total, counts = 0, {"passed": 0, "failed": 0, "not offered": 0, "no time": 0}
     row = check.table("implementation", *counts)
     failing = check.found["failing"] = {}
-    for name, attend in implementations().items():
-        wanted = [law for law in attn.testing.LAWS if _is_wanted(law, name, check.sizes.laws)]
-        report = examine(attend, name, wanted, check.is_late)
+    every = {
+        name: [law.name for law in attn.testing.LAWS if _is_wanted(law, name, check.sizes.laws)]
+        for name in implementations()
+    }
+    items = [(name, law) for name, of_name in every.items() for law in of_name]
+    results = side_by_side(examine, items, check.until)
+    for name, wanted in every.items():
+        found = (result for some in itertools.islice(results, len(wanted)) for result in some)
+        report = attn.testing.Report(name, tuple(found))
         done = [len(x) for x in (report.passed, report.failed, report.not_offered)]
         numbers = [*done, len(wanted) - sum(done)]
         counts = {key: counts[key] + n for key, n in zip(counts, numbers, strict=True)}
         total += len(wanted)
         failing |= {f"{name}: {r.law.name}": r.reason for r in report.failed}
         row(name, *map(str, numbers))
-    check.found["counts"] = counts
+    check.found |= {"counts": counts, "left": counts["no time"]}
     if failing:
         check.say("", *(f"- {name}: {reason}" for name, reason in failing.items()))
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
@@ -32,22 +38,12 @@ def laws(check: Check) -> bool:
     return not failing and counts["passed"] > 0
 
 
-def examine(
-    attend: Callable, name: str, wanted: list[attn.testing.Law], is_late: Callable[[], bool]
-) -> attn.testing.Report:
-    """Returns a report of the laws that there was time for.
-
-    Nearly all their time is compilation, so that they are examined side by side, a core each.
-    """
-
-    def result(law: attn.testing.Law) -> list[attn.testing.Result]:
-        if is_late():
-            return []
-        return list(attn.testing.check(attend, laws=[law.name], name=name).results)
-
-    with concurrent.futures.ThreadPoolExecutor(machine()["cores"]) as pool:
-        results = [found for some in pool.map(result, wanted) for found in some]
-    return attn.testing.Report(name, tuple(results))
+def examine(implementation: str, law: str, *, until: float) -> list[attn.testing.Result]:
+    """Returns whether a law holds of an implementation; nothing if it is late."""
+    if time.monotonic() >= until:
+        return []
+    attend = implementations()[implementation]
+    return list(attn.testing.check(attend, laws=[law], name=implementation).results)
 
 
 def _is_wanted(law: attn.testing.Law, implementation: str, names: tuple[str, ...] | None) -> bool:

@@ -6,10 +6,10 @@ it, as in the tests of FlashAttention; and a unit or two in the last place of th
 without which the error allowed of two numbers, say, would be small by chance.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +23,14 @@ from attn.testing.precision import ROUNDING
 from attn.testing.subject import jit, summary
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
-from benchmarks.machine import machine
+from benchmarks.device_check.workers import side_by_side
 
 BATCH, HEADS, WIDTH, NUM_BUCKETS, NUM_DISTANCES = 2, 2, 64, 16, 100
 SINGLE = "causal", "segments", "user's score", "relative bias"
 """Calls in float32."""
 ROUNDING_OF_SINGLE = 1e-3
 """Of the largest number: one unit in the last place of TF32, in which GPUs multiply float32."""
+ROUNDINGS = {"bfloat16": ROUNDING, "float32": ROUNDING_OF_SINGLE}
 KINDS = "value", "gradient", "jvp", "Hessian-vector"
 """Of what is compared."""
 ALONE = threading.Lock()
@@ -54,6 +55,7 @@ class Call:
     """Keys at the end that are NaN for ours."""
 
 
+@functools.cache
 def calls(length: int) -> dict[str, Call]:
     """Returns calls of that many queries, of every kind."""
     rng = np.random.default_rng(0)
@@ -234,44 +236,46 @@ def excess(ours: Any, dense: Any, exact: Any, rounding: float) -> dict[str, floa
 
 def bfloat16(check: Check) -> bool:
     """Returns whether no error in bfloat16 is greater than allowed, of the calls done in time."""
-    return _is_rounded(check, "bfloat16", implementations("bfloat16"), None, ROUNDING)
+    return _is_rounded(check, "bfloat16", list(implementations("bfloat16")), None)
 
 
 def float32(check: Check) -> bool:
     """Returns the same of some calls in float32, where nothing is named and nothing asked for."""
-    default = {"default": implementations("float32")["default"]}
-    return _is_rounded(check, "float32", default, SINGLE, ROUNDING_OF_SINGLE)
+    return _is_rounded(check, "float32", ["default"], SINGLE)
+
+
+def examine(
+    implementation: str, name: str, length: int, dtype: str, *, until: float
+) -> dict[str, float] | str | None:
+    """Returns the errors of a call, or what it raised; None if it is late."""
+    if time.monotonic() >= until:
+        return None
+    call, attend = calls(length)[name], implementations(dtype)[implementation]
+    try:
+        ours = our_derivatives(call, attend, *numbers(call, length, dtype))
+        return excess(ours, *_by_formula(name, length, dtype), ROUNDINGS[dtype])
+    except Exception as error:
+        return summary(error)
+
+
+@functools.cache
+def _by_formula(name: str, length: int, dtype: str) -> list[Any]:
+    return expected(calls(length)[name], length, dtype)
 
 
 def _is_rounded(
-    check: Check,
-    dtype: str,
-    named: dict[str, Callable],
-    of_these: tuple[str, ...] | None,
-    rounding: float,
+    check: Check, dtype: str, named: list[str], of_these: tuple[str, ...] | None
 ) -> bool:
     """Returns whether no error is greater than allowed."""
     length, wanted = check.sizes.ragged_length, check.sizes.calls
     wanted = of_these if wanted is None else wanted
-    every = {name: x for name, x in calls(length).items() if wanted is None or name in wanted}
-    by_formula = functools.cache(lambda name: expected(every[name], length, dtype))
-    results: dict[str, dict[str, Any]] = {}
-
-    def result(name: str, attend: Callable) -> dict[str, float] | str | None:
-        if check.is_late():
-            return None
-        try:
-            ours = our_derivatives(every[name], attend, *numbers(every[name], length, dtype))
-            return excess(ours, *by_formula(name), rounding)
-        except Exception as error:
-            return summary(error)
-
-    with concurrent.futures.ThreadPoolExecutor(machine()["cores"]) as pool:
-        for implementation, attend in named.items():
-            found = pool.map(result, every, [attend] * len(every))
-            results[implementation] = {
-                name: x for name, x in zip(every, found, strict=True) if x is not None
-            }
+    every = [name for name in calls(length) if wanted is None or name in wanted]
+    results: dict[str, dict[str, Any]] = {implementation: {} for implementation in named}
+    items = [(implementation, name, length, dtype) for implementation in named for name in every]
+    found = side_by_side(examine, items, check.until)
+    for (implementation, name, *_), errors in zip(items, found, strict=True):
+        if errors is not None:
+            results[implementation][name] = errors
     check.found["errors"] = results
     check.say(f"Errors, in units of those allowed: above 1 is wrong. T = {length}.")
     row = check.table("implementation", "call", *KINDS)
@@ -285,6 +289,7 @@ def _is_rounded(
             errors.append(greatest)
             failing += [f"{implementation}: {name}"] if greatest > 1 else []
     total, names = len(every) * len(named), f" ({'; '.join(failing)})" if failing else ""
+    check.found["left"] = total - len(errors)
     check.found["summary"] = (
         f"{len(errors)} of {total} calls done, {len(failing)} fail{names}; the greatest error is "
         f"{max(errors, default=np.nan):.2f} of what is allowed"

@@ -8,6 +8,9 @@ from benchmarks.device_check.peers import BOTH, CAUSAL, FORWARD, FULL, MASK, SCO
 
 WORDS = {PASSED: "PASS", MEASURED: "DONE", FAILED: "FAIL", RAISED: "FAIL", SKIPPED: "SKIP"}
 
+IN_PART = "PART"
+"""Nothing failed of what there was time for."""
+
 
 class Bar(NamedTuple):
     """How fast attn should be at least, as a multiple of a peer's speed."""
@@ -37,13 +40,18 @@ def summarise(check: Check) -> None:
     bars = [bar for bar in BARS if bar.platform == check.record["platform"]]
     check.record["ratios"] = [ratio for bar in bars if (ratio := ratio_of(bar, rows))]
     check.say("", "## Summary", "")
-    check.say(*(f"- {WORDS[part['status']]} {n}: {part['summary']}" for n, part in parts.items()))
+    check.say(*(f"- {_word(part)} {n}: {part['summary']}" for n, part in parts.items()))
     for ratio in check.record["ratios"]:
         verdict = "reached" if ratio["mean"] >= ratio["least"] else "missed"
         check.say(
             f"- {ratio['name']}: {ratio['mean']:.2f} times as fast, the mean of {ratio['rows']} "
             f"from {ratio['lowest']:.2f} on; {ratio['least']} is asked for: {verdict}"
         )
+
+
+def _word(part: dict[str, Any]) -> str:
+    is_cut_short = part["status"] == PASSED and part.get("left", 0) > 0
+    return IN_PART if is_cut_short else WORDS[part["status"]]
 
 
 def ratio_of(bar: Bar, rows: list[dict[str, Any]]) -> dict[str, Any] | None:

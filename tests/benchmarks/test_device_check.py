@@ -14,7 +14,16 @@ import pytest
 
 import attn
 from benchmarks.device_check import __main__ as command
-from benchmarks.device_check import laws, memory, peers, rounding, speed, torch_peers, training
+from benchmarks.device_check import (
+    laws,
+    memory,
+    peers,
+    rounding,
+    speed,
+    torch_peers,
+    training,
+    workers,
+)
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.sizes import Sizes
 from benchmarks.device_check.summary import Bar, ratio_of
@@ -123,6 +132,13 @@ def test_exit_status(tmp_path, monkeypatch, outcome, status):
     assert command.main(["--out", str(tmp_path)], TINY) == status
 
 
+def test_a_part_that_was_cut_short_is_said_to_be(tmp_path, monkeypatch):
+    parts = {"laws": lambda check: check.found.update(summary="of 3: 2 passed", left=1) or True}
+    monkeypatch.setattr(command, "PARTS", {name: (part, 1) for name, part in parts.items()})
+    assert command.main(["--out", str(tmp_path)], TINY) == 0
+    assert "- PART laws: of 3: 2 passed\n" in records(tmp_path)[1]
+
+
 def test_without_time_nothing_begins(tmp_path, monkeypatch):
     def never(check):
         pytest.fail("it has begun")
@@ -139,7 +155,7 @@ def test_time_left_over_is_for_later_parts(tmp_path, monkeypatch):
     until = {}
     begun = time.monotonic()
     for name in command.PARTS:
-        part = lambda check, name=name: until.__setitem__(name, check._until)  # noqa: E731
+        part = lambda check, name=name: until.__setitem__(name, check.until)  # noqa: E731
         monkeypatch.setitem(command.PARTS, name, (part, command.PARTS[name][1]))
     command.main(["--out", str(tmp_path), "--minutes", "10"], TINY)
     assert list(until.values()) == sorted(until.values())
@@ -147,15 +163,28 @@ def test_time_left_over_is_for_later_parts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", [laws.laws, rounding.bfloat16, memory.memory, speed.speed])
-def test_a_part_whose_time_is_over_begins_nothing_more(check, monkeypatch, part):
-    monkeypatch.setattr(check, "is_late", lambda: len(check._lines) > 0)
-    status, found = done(check, part)
+def test_a_part_whose_time_is_over_begins_nothing_more(check, part):
+    def late(check):
+        check.until = -math.inf
+        return part(check)
+
+    status, found = done(check, late)
     assert status != "passed"
     if part is laws.laws:
         assert found["counts"] == {"passed": 0, "failed": 0, "not offered": 0, "no time": 2}
     if part is speed.speed:
         assert len(found["skipped"]) == 4
         assert not found["rows"]
+
+
+def test_workers_may_be_processes(check, monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(workers, "are_processes", lambda: True)
+    status, found = done(check, laws.laws)
+    assert (status, found["counts"]["passed"]) == ("passed", 2)
+    status, found = done(check, rounding.bfloat16)
+    assert status == "passed"
+    assert list(found["errors"]) == ["default", "reference"]
 
 
 def quadratic_and_wrong(dtype="float32"):
@@ -249,8 +278,9 @@ def test_calls_say_the_same_as_the_dense_formula(dtype, names):
             formula = rounding.expected(call, 31, dtype)
             inputs = rounding.numbers(call, 31, dtype)
             ours = rounding.our_derivatives(call, attn.dot_product_attention, *inputs)
-            of_dtype = rounding.ROUNDING if dtype == "bfloat16" else rounding.ROUNDING_OF_SINGLE
-            assert max(rounding.excess(ours, *formula, of_dtype).values()) <= 1, name
+            assert max(rounding.excess(ours, *formula, rounding.ROUNDINGS[dtype]).values()) <= 1, (
+                name
+            )
 
 
 def test_a_ratio_is_of_the_rows_that_it_is_about():
