@@ -272,7 +272,10 @@ def _copies(
 def _in_tiles(
     grid: Grid, lanes: int, query: Any, key: Any, value: Any, taken: Any
 ) -> tuple[int, int]:
-    """Returns the bytes of arrays and results in whole tiles, and of tiles at every distance."""
+    """Returns the bytes of arrays and results in whole tiles, and of what stands beside them.
+
+    That is tiles at every distance, and results of splits of keys.
+    """
     sides = grid.query_side, grid.key_side
     rows, columns = (n * side for n, side in zip(grid.counts, sides, strict=True))
     width, value_width = (64 * ceil_div(x.shape[-1], 64) for x in (query, value))
@@ -281,7 +284,9 @@ def _in_tiles(
     arrays = 1.1 * query.dtype.itemsize * numbers
     tables = sum(x.is_diagonal for x in taken.pairs.inputs)
     tables *= 4 * query.shape[-2] * taken.pairs.distances.count * math.prod(sides)
-    return int(arrays + tables), int(1.6 * arrays + 2 * tables)
+    num_splits = kernels.of_hardware("gpu").num_splits_of(taken, lanes, *grid.counts)
+    splits = 4 * num_splits * lanes * rows * (value_width + 1) if num_splits > 1 else 0
+    return int(arrays + tables + splits), int(max(1.6 * arrays, arrays + splits) + 2 * tables)
 
 
 _BYTES = {

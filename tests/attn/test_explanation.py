@@ -236,8 +236,8 @@ chip = chip_of(sys.argv[1])
 mesh = Mesh(np.array(devices_of(sys.argv[1])[:1]), ("x",), axis_types=(AxisType.Auto,))
 named = {"implementation": "fused"}
 
-def found(name, dtype="bfloat16", B=1, T=4096, N=8, K=8, H=128, V=None, **options):
-    shapes = (T, N, H), (T, K, H), (T, K, V or H)
+def found(name, dtype="bfloat16", B=1, T=4096, S=None, N=8, K=8, H=128, V=None, **options):
+    shapes = (T, N, H), (S or T, K, H), (S or T, K, V or H)
     cut = NamedSharding(mesh, PartitionSpec())
     x = [jax.ShapeDtypeStruct((B, *shape), dtype, sharding=cut) for shape in shapes]
     attend = lambda *x: attn.dot_product_attention(*x, **named, **options)
@@ -251,6 +251,7 @@ def found(name, dtype="bfloat16", B=1, T=4096, N=8, K=8, H=128, V=None, **option
 found("plain", is_causal=True)
 found("groups", K=2, mask=masks.Window(200, 0))
 found("rows", B=4, T=1500, H=64, V=128)
+found("few queries", T=3, S=16384, K=2, mask=masks.Window(9999))
 found("float32, 96 wide", dtype="float32", H=96, is_causal=True)
 if chip.platform == "gpu":
     found("relative bias", score=scores.RelativeBias(jnp.zeros((32, 8))))

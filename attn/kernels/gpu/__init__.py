@@ -5,13 +5,13 @@ from attn.kernels.gpu.backward import backward
 from attn.kernels.gpu.forward import forward
 from attn.kernels.gpu.lists import SIDE_BITS
 from attn.kernels.gpu.operations import OPERATIONS
-from attn.kernels.gpu.walk import GROUPS, ROWS, walks_of
+from attn.kernels.gpu.walk import GROUPS, ROWS, num_splits_of, walks_of
 from attn.kernels.lacking import refuse_lacking
 from attn.overrides import Refused
 from attn.spread import shares_of
 from attn.target import target
 
-__all__ = ["DTYPES", "backward", "check", "forward", "refusal_here"]
+__all__ = ["DTYPES", "backward", "check", "forward", "num_splits_of", "refusal_here"]
 
 DTYPES = "bfloat16", "float16", "float32"
 """Of arrays that these kernels take."""
