@@ -104,6 +104,22 @@ def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
     )
 
 
+def merge_all(states: SoftmaxState) -> SoftmaxState:
+    """Returns the state of all keys, from those of disjoint sets of them, ``[*B, P, Q]``.
+
+        m = max_p m_p        l = sum_p exp(m_p - m) l_p        a = sum_p exp(m_p - m) a_p
+
+    ``merge`` of more than two. Cost: O(P Q V) time, no memory but that of the result.
+    """
+    maximum = jnp.max(states.maximum, axis=-2)
+    weights = jnp.exp(states.maximum - finite(maximum)[..., None, :])
+    return SoftmaxState(
+        maximum=maximum,
+        denominator=jnp.sum(weights * states.denominator, axis=-2),
+        numerator=jnp.sum(weights[..., None, :] * states.numerator, axis=-3),
+    )
+
+
 def finish(state: SoftmaxState) -> tuple[Float[Array, "*B V Q"], Float[Array, "*B Q"]]:
     """Returns the output ``a / l`` and the log-sum-exp ``m + log l``; 0 and -inf if l = 0."""
     seen = state.denominator != 0
@@ -115,25 +131,6 @@ def finish(state: SoftmaxState) -> tuple[Float[Array, "*B V Q"], Float[Array, "*
 def of_results(output: Float[Array, "*B V Q"], lse: Float[Array, "*B Q"]) -> SoftmaxState:
     """Returns a state that finishes as these: m = lse, l = 1 and a the output; l = 0 for -inf."""
     return SoftmaxState(lse, jnp.where(jnp.isneginf(lse), 0, jnp.ones_like(lse)), output)
-
-
-def joined(
-    outputs: Float[Array, "*Q V"], lses: Float[Array, "*Q"], axis: int
-) -> tuple[Float[Array, "*P V"], Float[Array, "*P"]]:
-    """Returns output and log-sum-exp of all keys, from those of disjoint sets of them.
-
-    Args:
-      outputs: of each set.
-      lses: of each set.
-      axis: that of the sets, of ``lses``.
-    """
-    greatest = jnp.max(lses, axis, keepdims=True)
-    weights = jnp.exp(lses - finite(greatest))
-    total = jnp.sum(weights, axis, keepdims=True)
-    seen = total != 0
-    total = jnp.where(seen, total, 1)
-    output = jnp.sum((weights / total)[..., None] * outputs, axis - 1 if axis < 0 else axis)
-    return output, jnp.squeeze(jnp.where(seen, greatest + jnp.log(total), -jnp.inf), axis)
 
 
 def with_sink(

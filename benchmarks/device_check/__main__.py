@@ -25,8 +25,8 @@ from benchmarks.device_check.training import training
 
 PARTS: dict[str, tuple[Callable[[Check], bool | None], float]] = {
     "device": (device, 0.1),
-    "laws": (laws, 0.2),
-    "bfloat16": (bfloat16, 0.45),
+    "laws": (laws, 0.35),
+    "bfloat16": (bfloat16, 0.5),
     "float32": (float32, 0.6),
     "memory": (memory, 0.65),
     "training": (training, 0.72),

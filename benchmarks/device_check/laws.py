@@ -1,12 +1,11 @@
 """The laws of ``attn.testing`` on this device, for every implementation that it runs."""
 
 import itertools
-import time
 
 import attn.testing
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
-from benchmarks.device_check.workers import side_by_side
+from benchmarks.device_check.workers import ENDED, side_by_side
 
 
 def laws(check: Check) -> bool:
@@ -19,9 +18,9 @@ def laws(check: Check) -> bool:
         for name in implementations()
     }
     items = [(name, law) for name, of_name in every.items() for law in of_name]
-    results = side_by_side(examine, items, check.until)
+    results = side_by_side(examine, items, check.until, _ended)
     for name, wanted in every.items():
-        found = (result for some in itertools.islice(results, len(wanted)) for result in some)
+        found = (result for some in itertools.islice(results, len(wanted)) for result in some or ())
         report = attn.testing.Report(name, tuple(found))
         done = [len(x) for x in (report.passed, report.failed, report.not_offered)]
         numbers = [*done, len(wanted) - sum(done)]
@@ -38,12 +37,16 @@ def laws(check: Check) -> bool:
     return not failing and counts["passed"] > 0
 
 
-def examine(implementation: str, law: str, *, until: float) -> list[attn.testing.Result]:
-    """Returns whether a law holds of an implementation; nothing if it is late."""
-    if time.monotonic() >= until:
-        return []
+def examine(implementation: str, law: str) -> list[attn.testing.Result]:
+    """Returns whether a law holds of an implementation."""
     attend = implementations()[implementation]
     return list(attn.testing.check(attend, laws=[law], name=implementation).results)
+
+
+def _ended(_: str, law: str) -> list[attn.testing.Result]:
+    """Returns what is known of a law whose process ended."""
+    (found,) = (x for x in attn.testing.LAWS if x.name == law)
+    return [attn.testing.Result(found, "failed", ENDED)]
 
 
 def _is_wanted(law: attn.testing.Law, implementation: str, names: tuple[str, ...] | None) -> bool:

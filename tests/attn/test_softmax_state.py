@@ -107,6 +107,16 @@ def test_factors_are_of_the_numerator_alone(keys):
     np.testing.assert_allclose(state.numerator, values @ (weights * factors).T, rtol=1e-4)
 
 
+def test_many_sets_are_merged_at_once(keys):
+    """Of one key, of more, and of none that is allowed."""
+    scores, values = keys
+    cuts = (0, 1, 5, 7, S)
+    parts = [state_of(scores[:, a:b], values[:, a:b]) for a, b in itertools.pairwise(cuts)]
+    states = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    found = finish(jax.jit(softmax_state.merge_all)(states))
+    assert_close(found, softmax(scores, values), **FLOAT32)
+
+
 def test_a_sink_is_a_key_of_value_zero(keys):
     scores, values = keys
     logit = np.array([1.5, -np.inf, 40.0], np.float32)

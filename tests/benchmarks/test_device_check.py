@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -187,6 +188,21 @@ def test_workers_may_be_processes(check, monkeypatch):
     assert list(found["errors"]) == ["default", "reference"]
 
 
+def ends_at(item, bad):
+    """Ends its process, as XLA does where a check of its own fails."""
+    if item == bad:
+        os._exit(6)
+    return item
+
+
+def test_an_item_that_ends_its_process_is_lost_alone(monkeypatch):
+    monkeypatch.setattr(workers, "are_processes", lambda: True)
+    items = [(n, 2) for n in range(4)]
+    found = workers.side_by_side(ends_at, items, math.inf, lambda n, _: f"lost {n}")
+    assert list(found) == [0, 1, "lost 2", 3]
+    assert list(workers.side_by_side(ends_at, items, -math.inf, ends_at)) == [None] * 4
+
+
 def quadratic_and_wrong(dtype="float32"):
     """Attention that forgets scale and, of masks, all but causality; in any dtype."""
 
@@ -278,9 +294,8 @@ def test_calls_say_the_same_as_the_dense_formula(dtype, names):
             formula = rounding.expected(call, 31, dtype)
             inputs = rounding.numbers(call, 31, dtype)
             ours = rounding.our_derivatives(call, attn.dot_product_attention, *inputs)
-            assert max(rounding.excess(ours, *formula, rounding.ROUNDINGS[dtype]).values()) <= 1, (
-                name
-            )
+            errors = rounding.excess(ours, *formula, rounding.ROUNDINGS[dtype])
+            assert max(errors.values()) <= 1, name
 
 
 def test_a_ratio_is_of_the_rows_that_it_is_about():

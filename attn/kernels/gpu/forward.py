@@ -32,7 +32,8 @@ from attn.kernels.gpu.tile import (
 from attn.kernels.gpu.walk import num_splits_of, walks_of
 from attn.kernels.values import QUERY
 from attn.plan import Context, Inputs
-from attn.softmax_state import finite, joined
+from attn.softmax_state import finish as finish_state
+from attn.softmax_state import finite, merge_all, of_results
 from attn.tiles import Share
 
 
@@ -101,8 +102,8 @@ def forward(
         outs,
         num_splits=num_splits,
     )
-    if num_splits > 1:
-        output, lse = joined(output, lse, -2)
     output = jnp.swapaxes(output[..., :width].astype(call.dtype), -1, -2)
+    if num_splits > 1:
+        output, lse = finish_state(merge_all(of_results(output, lse)))
     output, lse = (calls.of_groups(call.plan, x) for x in (output, lse[..., None, :]))
     return jnp.swapaxes(output, -3, -2), lse[..., 0, :]

@@ -15,7 +15,6 @@ import pytest
 from jax import lax
 from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-from jax.extend.random import threefry2x32_p
 
 import attn
 from attn import kernels, masks, scores
@@ -176,48 +175,6 @@ def test_what_it_cannot_take_is_said(options, message):
         lowered("fused", **options)
 
 
-X = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 9), jnp.array([0, jnp.inf, jnp.nan])])
-HALVES = jnp.linspace(-4.5, 4.5, 19)
-BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("name", "of_jax", "arguments"),
-    [
-        ("atan2", jnp.arctan2, [HALVES[:, None], jnp.concatenate([X, -X[:-3], -X[-2:], HALVES])]),
-        ("ceil", jnp.ceil, [jnp.concatenate([X, -X, HALVES])]),
-        ("erf", jax.lax.erf, [jnp.concatenate([X, -X, HALVES])]),
-        ("floor", jnp.floor, [jnp.concatenate([X, -X, HALVES])]),
-        ("is_finite", jnp.isfinite, [X]),
-        ("log1p", jnp.log1p, [jnp.concatenate([X, -X[:9]])]),
-        ("rem", jax.lax.rem, [jnp.concatenate([HALVES, 9 * HALVES]), jnp.float32(2.5)]),
-        ("tan", jnp.tan, [HALVES]),
-        ("sqrt", jnp.sqrt, [jnp.concatenate([X, -X])]),
-        ("threefry2x32", lambda *x: tuple(threefry2x32_p.bind(*x)), BITS),
-    ],
-)
-def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    jax.tree.map(close, operations.INSTEAD[name](*arguments), of_jax(*arguments))
-
-
-def test_powers_of_floats_are_the_same():
-    x = jnp.concatenate([X, -X[X != 0], HALVES])
-    y = jnp.array([0, 0.5, 1, -1.5, 2, -3, jnp.inf, jnp.nan])
-    found = operations.INSTEAD["pow"](x[:, None], y)
-    np.testing.assert_allclose(found, x[:, None] ** y, rtol=2e-5)
-    distances = jnp.arange(2.0**17)
-    found = operations.INSTEAD["pow"](distances, jnp.float32(0.5))
-    np.testing.assert_allclose(found, np.sqrt(distances), rtol=2e-6)
-
-
-@pytest.mark.parametrize("y", [-3, -1, 0, 1, 2, 5, 8])
-def test_powers_are_the_same(y):
-    x = np.linspace(-3, 3, 8, dtype=np.float32)
-    found = operations.INSTEAD["integer_pow"](x, y=y)
-    np.testing.assert_allclose(found, x.astype(np.float64) ** y, rtol=1e-6)
-
-
 OF_PAIRS = {
     "a cap that is given": lambda s, at, p: p[0] * jnp.tanh(s / p[0]),
     "powers": lambda s, at, p: (
@@ -258,7 +215,7 @@ def test_every_operation_is_among_those_that_are_lowered():
     tile = jax.ShapeDtypeStruct((8, 8), "float32")
     at = Indices((), jnp.int32(0), jnp.arange(8)[:, None], jnp.arange(8))
     text = str(jax.make_jaxpr(lambda s: every_operation(s, at, None))(tile))
-    assert not [name for name in operations.HAS if f" {name}" not in text]
+    assert set(re.findall(r"= (\w+)", text)) >= operations.HAS
 
 
 @pytest.mark.parametrize("mapped", ["all", "keys and their ids", "queries, twice"])

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.random import threefry2x32_p
 
 import attn
 from attn.kernels import instead
 from attn.kernels.gpu.operations import OPERATIONS as OF_GPU
 from attn.kernels.tpu.operations import OPERATIONS as OF_TPU
 
+RNG = np.random.default_rng(0)
 SIZES = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 3), jnp.linspace(0.1, 9, 90)])
 X = jnp.concatenate([SIZES, -SIZES, jnp.array([0, jnp.inf, -jnp.inf, jnp.nan])])
 ARGUMENTS = {
@@ -35,6 +37,52 @@ def test_it_is_the_same(name):
     found = instead.OF_BOTH[name](x)
     expected = (OTHERS.get(name) or getattr(lax, name))(x)
     np.testing.assert_allclose(found, expected, rtol=2e-5 if name == "erfc" else 3e-6, atol=1e-38)
+
+
+NUMBERS = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 9), jnp.array([0, jnp.inf, jnp.nan])])
+HALVES = jnp.linspace(-4.5, 4.5, 19)
+BITS = [jnp.asarray(RNG.integers(0, 2**32, 100), jnp.uint32) for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_jax", "arguments"),
+    [
+        (
+            "atan2",
+            jnp.arctan2,
+            [HALVES[:, None], jnp.concatenate([NUMBERS, -NUMBERS[:-3], -NUMBERS[-2:], HALVES])],
+        ),
+        ("ceil", jnp.ceil, [jnp.concatenate([NUMBERS, -NUMBERS, HALVES])]),
+        ("erf", jax.lax.erf, [jnp.concatenate([NUMBERS, -NUMBERS, HALVES])]),
+        ("floor", jnp.floor, [jnp.concatenate([NUMBERS, -NUMBERS, HALVES])]),
+        ("is_finite", jnp.isfinite, [NUMBERS]),
+        ("log1p", jnp.log1p, [jnp.concatenate([NUMBERS, -NUMBERS[:9]])]),
+        ("rem", jax.lax.rem, [jnp.concatenate([HALVES, 9 * HALVES]), jnp.float32(2.5)]),
+        ("tan", jnp.tan, [HALVES]),
+        ("sqrt", jnp.sqrt, [jnp.concatenate([NUMBERS, -NUMBERS])]),
+        ("threefry2x32", lambda *x: tuple(threefry2x32_p.bind(*x)), BITS),
+    ],
+)
+def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, OF_GPU.instead[name](*arguments), of_jax(*arguments))
+
+
+def test_powers_of_floats_are_the_same():
+    x = jnp.concatenate([NUMBERS, -NUMBERS[NUMBERS != 0], HALVES])
+    y = jnp.array([0, 0.5, 1, -1.5, 2, -3, jnp.inf, jnp.nan])
+    found = OF_GPU.instead["pow"](x[:, None], y)
+    np.testing.assert_allclose(found, x[:, None] ** y, rtol=2e-5)
+    distances = jnp.arange(2.0**17)
+    found = OF_GPU.instead["pow"](distances, jnp.float32(0.5))
+    np.testing.assert_allclose(found, np.sqrt(distances), rtol=2e-6)
+
+
+@pytest.mark.parametrize("y", [-3, -1, 0, 1, 2, 5, 8])
+def test_powers_are_the_same(y):
+    x = np.linspace(-3, 3, 8, dtype=np.float32)
+    found = OF_GPU.instead["integer_pow"](x, y=y)
+    np.testing.assert_allclose(found, x.astype(np.float64) ** y, rtol=1e-6)
 
 
 SCORES = {
