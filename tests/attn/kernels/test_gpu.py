@@ -251,6 +251,7 @@ def test_vmap_adds_lanes(mapped, monkeypatch):
 
 OF_FEW = {
     "all keys": {},
+    "all keys, in full tiles": {},
     "causal, at the end": {"is_causal": True, "alignment": "end"},
     "none, and the first": {"key_value_seq_lengths": np.array([0, 1])},
     "a window": {"mask": masks.Window(300, 300, offset=2000)},
@@ -266,7 +267,8 @@ OF_FEW = {
 def test_few_queries_have_their_keys_split(name, monkeypatch):
     """Their results joined, with splits that see none, and one that has what is not finite."""
     monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
-    query, key, value = arrays(jnp.float32, width=8, value_width=16, lengths=(3, 4100))
+    lengths = 128 if "full" in name else 3, 4100
+    query, key, value = arrays(jnp.float32, width=8, value_width=16, lengths=lengths)
     key = key.at[0, 4099, 0].set(jnp.nan)
     taken, module = [], importlib.import_module("attn.kernels.gpu.forward")
     monkeypatch.setattr(
