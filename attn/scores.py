@@ -15,6 +15,7 @@ Query i stands at key ``i + offset``: an offset of 0 aligns the first query with
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -311,10 +312,26 @@ class Function(Score):
             raise TypeError(
                 f"Function.function is {self.function!r}; expected it to be hashable"
             ) from None
+        _check_arguments(self.function)
         for leaf in jax.tree.leaves(self.params):
             if not fields.is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
                 raise TypeError(f"Function.params holds {leaf!r}; expected arrays")
         super().check(batch, num_heads, num_queries, num_keys, dtype)
+
+
+def _check_arguments(function: Callable[..., Any]) -> None:
+    """Raises TypeError if a function is known not to take three arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Of some that are not written in Python none is known.
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            f"Function.function is {function!r}, which takes {signature}; expected a function of "
+            "(scores, indices, params)"
+        ) from None
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -461,6 +461,11 @@ WRONG = [
     (LogLength(1.0, num_keys=0), ValueError, r"LogLength.num_keys is 0; expected 1 or more"),
     (LogLength(1.0, num_keys=7, offset=1), ValueError, r"LogLength.offset is 1 and num_keys is"),
     (Function(3), TypeError, r"Function.function is 3; expected a function"),
+    (
+        Function(lambda scores, indices: scores),
+        TypeError,
+        r"takes \(scores, indices\); expected a function of \(scores, indices, params\)",
+    ),
     (Function(Unhashable()), TypeError, r"Function.function is .*; expected it to be hashable"),
     (Function(same, {"a": "b"}), TypeError, r"Function.params holds 'b'; expected arrays"),
     (Function(lambda s, i, p: None), TypeError, r"Function\(.*\) returns None; expected an array"),
