@@ -8,6 +8,7 @@ others. Exit status 1 if the laws, bfloat16, float32, memory or training fail.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 import time
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     options = parser.parse_args(arguments)
     begun = time.monotonic()
+    # Some of the memory of a GPU is for others: processes beside this one, and torch.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     check = Check(options.out, sizes_here() if sizes is None else sizes)
     check.say(f"# {check.record['device']}, {check.record['date']}")
     for name in PARTS:

@@ -5,7 +5,7 @@ import itertools
 import attn.testing
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
-from benchmarks.device_check.workers import ENDED, side_by_side
+from benchmarks.device_check.workers import side_by_side
 
 
 def laws(check: Check) -> bool:
@@ -18,7 +18,7 @@ def laws(check: Check) -> bool:
         for name in implementations()
     }
     items = [(name, law) for name, of_name in every.items() for law in of_name]
-    results = side_by_side(examine, items, check.until, _ended)
+    results = side_by_side(examine, items, check.until, _lost)
     for name, wanted in every.items():
         found = (result for some in itertools.islice(results, len(wanted)) for result in some or ())
         report = attn.testing.Report(name, tuple(found))
@@ -43,10 +43,10 @@ def examine(implementation: str, law: str) -> list[attn.testing.Result]:
     return list(attn.testing.check(attend, laws=[law], name=implementation).results)
 
 
-def _ended(_: str, law: str) -> list[attn.testing.Result]:
-    """Returns what is known of a law whose process ended."""
+def _lost(_: str, law: str, why: str) -> list[attn.testing.Result]:
+    """Returns what is known of a law whose worker was lost."""
     (found,) = (x for x in attn.testing.LAWS if x.name == law)
-    return [attn.testing.Result(found, "failed", ENDED)]
+    return [attn.testing.Result(found, "failed", why)]
 
 
 def _is_wanted(law: attn.testing.Law, implementation: str, names: tuple[str, ...] | None) -> bool:

@@ -1,12 +1,18 @@
 """Value, gradient, jvp and Hessian-vector product as they are rounded, against the dense formula.
 
-What is exact is the dense formula in float32 with exact matrix products. The error allowed is twice
-that of the dense formula in bfloat16, or in float32 with the matrix products that a device has for
-it, as in the tests of FlashAttention; and a unit or two in the last place of the largest number.
+What is exact is the dense formula in more precision than what is examined. The error allowed is
+twice that of the dense formula in the same precision, as in the tests of FlashAttention; and a unit
+or two in the last place of the largest number.
+
+In float32 all is examined with products of float32. With those that JAX makes on a device if it is
+asked for nothing, on a GPU of TF32, only value and gradient are, which kernels compute: beyond them
+loops have the error of TF32, and of a number that is a sum of many that nearly cancel, such as a
+derivative of second order of a parameter, that is as large as itself.
 """
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +27,7 @@ from attn.testing.precision import ROUNDING
 from attn.testing.subject import jit, summary
 from benchmarks.device_check.check import Check
 from benchmarks.device_check.implementations import implementations
-from benchmarks.device_check.workers import ENDED, side_by_side
+from benchmarks.device_check.workers import side_by_side
 
 BATCH, HEADS, WIDTH, NUM_BUCKETS, NUM_DISTANCES = 2, 2, 64, 16, 100
 SINGLE = "causal", "segments", "user's score", "relative bias"
@@ -31,6 +37,13 @@ ROUNDING_OF_SINGLE = 1e-5
 KINDS = "value", "gradient", "jvp", "Hessian-vector"
 """Of what is compared."""
 ROUNDINGS = {"bfloat16": ROUNDING, "float32": ROUNDING_OF_SINGLE}
+EXACT = {"bfloat16": "float32", "float32": "float64"}
+"""In which the dense formula is exact."""
+EXAMINED = {
+    "bfloat16": {"default": KINDS},
+    "float32": {"default": ("value", "gradient"), "highest": KINDS},
+}
+"""What is compared, by the precision that products are asked for."""
 ALONE = threading.Lock()
 """Held by what runs: XLA cannot capture cuDNN as a CUDA graph while others use the device."""
 
@@ -164,23 +177,26 @@ def numbers(call: Call, length: int, dtype: str) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def derivatives(attend: Callable, inputs: Any, tangents: Any) -> dict[str, Any]:
+def derivatives(
+    attend: Callable, inputs: Any, tangents: Any, kinds: tuple[str, ...]
+) -> dict[str, Any]:
     """Returns the value and the derivatives of attention, those of one argument by its name."""
 
     def gradient(inputs):
         return jax.grad(lambda x: jnp.sum(jnp.sin(attend(x).astype(jnp.float32))))(inputs)
 
-    found = (
-        attend(inputs),
-        gradient(inputs),
-        jax.jvp(attend, (inputs,), (tangents,))[1],
-        jax.jvp(gradient, (inputs,), (tangents,))[1],
-    )
-    return dict(zip(KINDS, found, strict=True))
+    of_kinds = {
+        "value": lambda: attend(inputs),
+        "gradient": lambda: gradient(inputs),
+        "jvp": lambda: jax.jvp(attend, (inputs,), (tangents,))[1],
+        "Hessian-vector": lambda: jax.jvp(gradient, (inputs,), (tangents,))[1],
+    }
+    return {kind: of_kinds[kind]() for kind in kinds}
 
 
-def expected(call: Call, length: int, dtype: str) -> list[Any]:
+def expected(call: Call, length: int, dtype: str, precision: str) -> list[Any]:
     """Returns them by the dense formula, rounded and exact; compiled quickly."""
+    kinds = EXAMINED[dtype][precision]
 
     def run(inputs, tangents, allowed):
         def attend(inputs):
@@ -190,31 +206,35 @@ def expected(call: Call, length: int, dtype: str) -> list[Any]:
             change = None if of_call is None else lambda found: of_call(found, params)
             return oracle.dense(**arrays, allowed=allowed, change=change)[0]
 
-        return derivatives(attend, inputs, tangents)
+        return derivatives(attend, inputs, tangents, kinds)
 
     def computed_in(of_arrays, precision):
-        cast = jax.tree.map(lambda x: x.astype(of_arrays), numbers(call, length, dtype))
-        with jax.default_matmul_precision(precision):
-            program = jit(run).lower(*cast, call.allowed).compile()
-        with ALONE:
-            return jax.device_get(program(*cast, call.allowed))
+        given = jax.tree.map(lambda x: x.astype(of_arrays), numbers(call, length, dtype))
+        with jax.enable_x64(of_arrays == "float64"), jax.default_matmul_precision(precision):
+            program = jit(run).lower(*given, call.allowed).compile()
+            with ALONE:
+                return jax.device_get(program(*given, call.allowed))
 
-    of_device = "default" if dtype == "float32" else "highest"
-    return [computed_in(dtype, of_device), computed_in("float32", "highest")]
+    of_rounded = precision if dtype == "float32" else "highest"
+    return [computed_in(dtype, of_rounded), computed_in(EXACT[dtype], "highest")]
 
 
-def our_derivatives(call: Call, attend: Callable, inputs: Any, tangents: Any) -> Any:
+def our_derivatives(
+    call: Call, attend: Callable, inputs: Any, tangents: Any, dtype: str, precision: str
+) -> Any:
     """Returns them by an implementation."""
+    kinds = EXAMINED[dtype][precision]
 
     def run(inputs, tangents, arrays):
-        return derivatives(lambda x: attend(**x, **arrays, **call.options), inputs, tangents)
+        return derivatives(lambda x: attend(**x, **arrays, **call.options), inputs, tangents, kinds)
 
     if call.padding:
         inputs = dict(inputs)
         for name in ("key", "value"):
             inputs[name] = inputs[name].copy()
             inputs[name][:, -call.padding :] = np.nan
-    program = jax.jit(run).lower(inputs, tangents, call.arrays).compile()
+    with jax.default_matmul_precision(precision):
+        program = jax.jit(run).lower(inputs, tangents, call.arrays).compile()
     with ALONE:
         return jax.device_get(program(inputs, tangents, call.arrays))
 
@@ -238,23 +258,30 @@ def bfloat16(check: Check) -> bool:
 
 
 def float32(check: Check) -> bool:
-    """Returns the same of some calls in float32, where nothing is named and nothing asked for."""
+    """Returns the same of some calls in float32, where nothing is named."""
     return _is_rounded(check, "float32", ["default"], SINGLE)
 
 
-def examine(implementation: str, name: str, length: int, dtype: str) -> dict[str, float] | str:
+def examine(
+    implementation: str, precision: str, name: str, length: int, dtype: str
+) -> dict[str, float] | str:
     """Returns the errors of a call, or what it raised."""
     call, attend = calls(length)[name], implementations(dtype)[implementation]
     try:
-        ours = our_derivatives(call, attend, *numbers(call, length, dtype))
-        return excess(ours, *_by_formula(name, length, dtype), ROUNDINGS[dtype])
+        inputs, formula = numbers(call, length, dtype), _by_formula(name, length, dtype, precision)
+        ours = our_derivatives(call, attend, *inputs, dtype, precision)
+        return excess(ours, *formula, ROUNDINGS[dtype])
     except Exception as error:
         return summary(error)
 
 
 @functools.cache
-def _by_formula(name: str, length: int, dtype: str) -> list[Any]:
-    return expected(calls(length)[name], length, dtype)
+def _by_formula(name: str, length: int, dtype: str, precision: str) -> list[Any]:
+    return expected(calls(length)[name], length, dtype, precision)
+
+
+def _lost(*item: Any) -> str:
+    return item[-1]
 
 
 def _is_rounded(
@@ -266,21 +293,23 @@ def _is_rounded(
     every = [name for name in calls(length) if wanted is None or name in wanted]
     results = check.found["errors"] = {implementation: {} for implementation in named}
     check.say(f"Errors, in units of those allowed: above 1 is wrong. T = {length}.")
-    row = check.table("implementation", "call", *KINDS)
+    row = check.table("implementation", "precision of products", "call", *KINDS)
     failing, errors = [], []
-    items = [(implementation, name, length, dtype) for implementation in named for name in every]
-    examined = side_by_side(examine, items, check.until, lambda *_: ENDED)
-    for (implementation, name, *_), found in zip(items, examined, strict=True):
+    items = [
+        (*of_call, length, dtype) for of_call in itertools.product(named, EXAMINED[dtype], every)
+    ]
+    examined = side_by_side(examine, items, check.until, _lost)
+    for (implementation, precision, name, *_), found in zip(items, examined, strict=True):
         if found is None:
             continue
-        results[implementation][name] = found
+        results[implementation].setdefault(precision, {})[name] = found
         figures = {} if isinstance(found, str) else found
-        cells = [f"{figures[kind]:.2f}" for kind in KINDS] if figures else [found]
-        row(implementation, name, *cells)
+        cells = [f"{figures[kind]:.2f}" if kind in figures else "-" for kind in KINDS]
+        row(implementation, precision, name, *(cells if figures else [found]))
         greatest = max(figures.values(), default=np.inf)
         errors.append(greatest)
         failing += [f"{implementation}: {name}"] if greatest > 1 else []
-    total, names = len(every) * len(named), f" ({'; '.join(failing)})" if failing else ""
+    total, names = len(items), f" ({'; '.join(failing)})" if failing else ""
     check.found["left"] = total - len(errors)
     check.found["summary"] = (
         f"{len(errors)} of {total} calls done, {len(failing)} fail{names}; the greatest error is "

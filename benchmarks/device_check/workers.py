@@ -1,25 +1,30 @@
 """What is examined side by side: nearly all its time is compilation.
 
 Kernels for GPU are traced and lowered in Python, by one thread of a process at a time: there the
-workers are processes, which a GPU can be shared by. Elsewhere they are threads.
+workers are processes, which a GPU can be shared by, and of which one that ends, or does not, loses
+its own item. Elsewhere they are threads.
 """
 
 import concurrent.futures
 import functools
 import multiprocessing
-import os
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
 
 from benchmarks.machine import machine
 
-MOST_PROCESSES = 8
-"""Each takes some of the GPU's memory, and seconds to begin."""
+MOST_PROCESSES = 12
+"""Each takes half a gigabyte of the GPU's memory, and seconds to begin."""
+PATIENCE = 120.0
+"""Seconds that a process is given for what it has begun, after all time is over."""
+LONGEST = 1e6
+"""Seconds that may be waited for."""
 ENDED = "its process ended"
+NOT_ENDED = f"it had not ended {PATIENCE:.0f} s after all time was over"
 
 
 def are_processes() -> bool:
@@ -31,51 +36,69 @@ def side_by_side(
     function: Callable[..., Any],
     items: Sequence[tuple[Any, ...]],
     until: float,
-    ended: Callable[..., Any],
+    lost: Callable[..., Any],
 ) -> Iterator[Any]:
     """Yields ``function(*item)`` for each, in order; None for those that would begin too late.
-
-    Where a process ends, which one did it is not known: what it leaves undone is done again, each
-    in a process of its own.
 
     Args:
       function: of a module; what it is given and returns, one process can send another.
       items: what it is given.
       until: when none begins any more, by ``time.monotonic``.
-      ended: what is yielded in the place of ``function`` for an item that ends its process.
+      lost: what is yielded in the place of ``function`` for an item whose process ended, or did
+        not: it is given the item and which of these it was.
     """
     cores = machine()["cores"]
-    if not are_processes():
-        with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-            yield from pool.map(functools.partial(_in_time, function, until), items)
-        return
-    done = 0
-    with _processes(max(1, min(cores // 2, MOST_PROCESSES))) as pool:
-        for future in [pool.submit(_in_time, function, until, item) for item in items]:
-            try:
-                found = future.result()
-            except BrokenProcessPool:
-                break
-            yield found
-            done += 1
-    for item in items[done:]:
-        with _processes(1) as pool:
-            try:
-                found = pool.submit(_in_time, function, until, item).result()
-            except BrokenProcessPool:
-                found = ended(*item)
-        yield found
+    count = min(len(items), MOST_PROCESSES, max(1, cores * 3 // 4)) if are_processes() else 0
+    workers: queue.Queue[_Process] = queue.Queue()
+    for _ in range(count):
+        workers.put(_Process())
+
+    def examined(item):
+        if time.monotonic() >= until:
+            return None
+        if not count:
+            return function(*item)
+        worker = workers.get()
+        try:
+            return worker.done(functools.partial(function, *item), until + PATIENCE)
+        except (EOFError, TimeoutError) as error:
+            worker.kill()
+            worker = _Process()
+            return lost(*item, NOT_ENDED if isinstance(error, TimeoutError) else ENDED)
+        finally:
+            workers.put(worker)
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count or cores) as threads:
+            yield from threads.map(examined, items)
+    finally:
+        for _ in range(count):
+            workers.get().kill()
 
 
-def _in_time(function: Callable[..., Any], until: float, item: tuple[Any, ...]) -> Any:
-    return None if time.monotonic() >= until else function(*item)
+class _Process:
+    """A process that computes what it is sent, one after another."""
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # So that reading ends where the process does.
+
+    def done(self, task: Callable[[], Any], until: float) -> Any:
+        """Returns what a task does; raises EOFError if its process ends, TimeoutError if late."""
+        self._pipe.send(task)
+        if not self._pipe.poll(min(max(0.0, until - time.monotonic()), LONGEST)):
+            raise TimeoutError
+        return self._pipe.recv()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
-def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, context, _share_the_gpu)
-
-
-def _share_the_gpu() -> None:
-    """In a process that begins: of the GPU's memory it is to take as much as it uses."""
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+def _serve(pipe: Any) -> None:
+    while True:
+        pipe.send(pipe.recv()())
