@@ -8,7 +8,6 @@ Letters: ``*B`` leading axes, K key heads, G query heads that share one, T queri
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 from attn.kernels import call as calls
 from attn.kernels.call import Call
 from attn.kernels.gpu.arrays import arrays_of, known_of, result_dtype
+from attn.kernels.gpu.launch import Splitting
 from attn.kernels.gpu.parts import parts_of
 from attn.kernels.gpu.tile import (
     Tile,
@@ -52,8 +52,7 @@ def forward(
     given = calls.of_pairs(call, calls.operands_of(context, inputs), shares)
     query, key, value = (parts_of(call, x) for x in (query, key, value))
     _, width = call.widths
-    lanes = query[0].shape[:-2]
-    num_splits = num_splits_of(call, math.prod(lanes), *(share.count for share in shares))
+    dtype = result_dtype(call)
 
     def start():
         return walk.zeros(value=-jnp.inf), walk.zeros(), walk.zeros(value[0].shape[-1])
@@ -77,14 +76,19 @@ def forward(
         maximum, denominator, numerator = sums
         seen = denominator != 0
         total = jnp.where(seen, denominator, 1.0)
-        at_rows(written[0])[...] = (numerator / across(total, numerator)).astype(outs[0].dtype)
+        at_rows(written[0])[...] = (numerator / across(total, numerator)).astype(written[0].dtype)
         at_rows(written[1])[...] = jnp.where(seen, maximum + jnp.log(total), -jnp.inf)
         return sums
 
+    def number(lanes):
+        return num_splits_of(call, lanes, *(share.count for share in shares))
+
+    def merged(of_splits):
+        output, lse = of_splits
+        output, lse = finish_state(merge_all(of_results(jnp.swapaxes(output, -1, -2), lse)))
+        return [jnp.swapaxes(output, -1, -2).astype(dtype), lse]
+
     queries = query[0].shape[:-1]
-    if num_splits > 1:
-        queries = *lanes, num_splits, queries[-1]
-    dtype = result_dtype(call) if num_splits == 1 else call.dtype
     outs = [jax.ShapeDtypeStruct((*queries, value[0].shape[-1]), dtype)]
     outs += [jax.ShapeDtypeStruct(queries, call.dtype)]
     known = [bad_query, bad_key, *known_of(call, given, QUERY)]
@@ -100,10 +104,8 @@ def forward(
         absorb,
         finish,
         outs,
-        num_splits=num_splits,
+        splitting=Splitting(number, merged, call.dtype),
     )
     output = jnp.swapaxes(output[..., :width].astype(call.dtype), -1, -2)
-    if num_splits > 1:
-        output, lse = finish_state(merge_all(of_results(output, lse)))
     output, lse = (calls.of_groups(call.plan, x) for x in (output, lse[..., None, :]))
     return jnp.swapaxes(output, -3, -2), lse[..., 0, :]

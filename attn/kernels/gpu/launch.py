@@ -59,6 +59,17 @@ class Stop(NamedTuple):
     """How many come."""
 
 
+class Splitting(NamedTuple):
+    """How what a block visits is split, for each split to have a block of its own."""
+
+    number: Callable[[int], int]
+    """Of splits, from all lanes that there are, those that ``jax.vmap`` has added too."""
+    merged: Callable[[list[Array]], list[Array]]
+    """The results, from those of the splits: ``[*B, N, splits, n, ...]``."""
+    dtype: Any
+    """Of the results of splits."""
+
+
 class Launch(NamedTuple):
     """A kernel, but for what it computes."""
 
@@ -79,18 +90,36 @@ class Launch(NamedTuple):
     outs: Sequence[jax.ShapeDtypeStruct]
     """Shapes and dtypes of the results."""
     body: Callable[..., Callable[[Any, Any, Any], Stop]]
-    """From leading axes, all and those that ``jax.vmap`` has added, and references to lists, to
-    what stays, comes, is known and is written: from lane, block and group, a ``Stop``."""
+    """From the number of splits, from leading axes, all and those that ``jax.vmap`` has added, and
+    from references to lists, to what stays, comes, is known and is written: from lane, block and
+    group, a ``Stop``."""
+    splitting: Splitting | None = None
+    """None is not to split."""
     simulated: Any = None
     """How Pallas simulates threads and barriers on a CPU, if it is to."""
+    num_splits: int = 1
 
     def start(self, operands: Sequence[Array], *, interpret: bool) -> list[Array]:
         """Returns the results, from the arrays of ``Lists`` and from what is read."""
+        how = Launch.by_loops if interpret and self.simulated is None else Launch.by_threads
+        function = functools.partial(self.whole, how)
         if self.simulated is not None:
-            return self.by_threads((), *operands)
-        function = self.by_loops if interpret else self.by_threads
+            return function((), *operands)
         opaque = _opaque(function, self.outs, (), [()] * len(operands))
         return opaque(*vary(operands, varying(operands)))
+
+    def whole(self, how: Callable, added: tuple[int, ...], *operands: Array) -> list[Array]:
+        """Returns the results by ``how``, one of the ways below, of splits merged."""
+        if self.splitting is None:
+            return how(self, added, *operands)
+        number, merged, dtype = self.splitting
+        num_splits, axis = number(math.prod((*added, *self.lanes))), len(self.lanes)
+        if num_splits == 1:
+            return how(self, added, *operands)
+        shapes = [(*x.shape[:axis], num_splits, *x.shape[axis:]) for x in self.outs]
+        outs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        split = self._replace(outs=outs, blocks=self.blocks * num_splits, num_splits=num_splits)
+        return merged(how(split, added, *operands))
 
     @property
     def slots(self) -> int:
@@ -103,7 +132,7 @@ class Launch(NamedTuple):
         """Returns the body at references, in the order of operands and results."""
         every, counts = iter(refs), (len(self.stay), len(self.come), self.num_known, len(self.outs))
         parts = ([next(every) for _ in range(n)] for n in (len(Lists._fields), *counts))
-        return self.body((*added, *self.lanes), added, *parts)
+        return self.body(self.num_splits, (*added, *self.lanes), added, *parts)
 
     def by_threads(self, added: tuple[int, ...], *operands: Array) -> list[Array]:
         """Returns the results of the kernel, of which axes were added to all operands."""

@@ -28,7 +28,16 @@ from jaxtyping import Array
 
 from attn.kernels.call import Call
 from attn.kernels.gpu.arrays import diagonals_of
-from attn.kernels.gpu.launch import TILED, Coming, Launch, Stop, slots_of, times, unravelled
+from attn.kernels.gpu.launch import (
+    TILED,
+    Coming,
+    Launch,
+    Splitting,
+    Stop,
+    slots_of,
+    times,
+    unravelled,
+)
 from attn.kernels.gpu.lists import Lists, lists_of, of_visited
 from attn.kernels.gpu.parts import PART, num_parts
 from attn.kernels.gpu.tile import Tile, picked
@@ -94,7 +103,7 @@ class Walk(NamedTuple):
         outs: Sequence[jax.ShapeDtypeStruct],
         cuts: Sequence[int] = (),
         lanes: tuple[int, ...] | None = None,
-        num_splits: int = 1,
+        splitting: Splitting | None = None,
     ) -> list[Array]:
         """Returns the results of a kernel.
 
@@ -117,8 +126,8 @@ class Walk(NamedTuple):
           outs: shapes and dtypes of the results.
           cuts: which results are of pairs; they are 0 in tiles that are not visited.
           lanes: ``(*B, N)`` of what is summed at a distance, 1 where it is the same for all.
-          num_splits: if above 1, the tiles that a block visits are split so, each with sums and
-            results of its own: these are ``[*B, N, splits, n, ...]``.
+          splitting: how the tiles that a block visits are split, each with sums and results of its
+            own; None is not.
         """
         own = stay[0][0].shape[:-2]
         if 0 in own:
@@ -136,12 +145,13 @@ class Walk(NamedTuple):
             self.groups,
             self.rows,
             own if lanes is None else lanes,
-            lists.blocks.size * per_tile * num_splits,
+            lists.blocks.size * per_tile,
             staying,
             coming,
             len(known),
             outs,
-            functools.partial(self.body, own, num_splits, parts, start, visit, finish),
+            functools.partial(self.body, own, parts, start, visit, finish),
+            splitting,
             self.simulated,
         )
         operands = *lists, *staying, *(x.array for x in coming), *known
@@ -151,11 +161,11 @@ class Walk(NamedTuple):
     def body(
         self,
         every: tuple[int, ...],
-        num_splits: int,
         parts: Sequence[Sequence[int]],
         start: Callable,
         visit: Callable,
         finish: Callable,
+        num_splits: int,
         lanes: tuple[int, ...],
         added: tuple[int, ...],
         lists: Sequence[Any],

@@ -263,17 +263,23 @@ OF_FEW = {
 }
 
 
-@pytest.mark.parametrize("name", OF_FEW)
-def test_few_queries_have_their_keys_split(name, monkeypatch):
-    """Their results joined, with splits that see none, and one that has what is not finite."""
+@pytest.fixture
+def taken(monkeypatch):
+    """Into how many the keys were split, call by call, on a GPU that is simulated."""
     monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": "gpu", "interpret": True})
+    found, module = [], importlib.import_module("attn.kernels.gpu.forward")
+    monkeypatch.setattr(
+        module, "num_splits_of", lambda *x: found.append(walk.num_splits_of(*x)) or found[-1]
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", OF_FEW)
+def test_few_queries_have_their_keys_split(name, taken):
+    """Their results joined, with splits that see none, and one that has what is not finite."""
     lengths = 128 if "full" in name else 3, 4100
     query, key, value = arrays(jnp.float32, width=8, value_width=16, lengths=lengths)
     key = key.at[0, 4099, 0].set(jnp.nan)
-    taken, module = [], importlib.import_module("attn.kernels.gpu.forward")
-    monkeypatch.setattr(
-        module, "num_splits_of", lambda *x: taken.append(walk.num_splits_of(*x)) or taken[-1]
-    )
 
     def of(implementation):
         attend = functools.partial(
@@ -289,6 +295,24 @@ def test_few_queries_have_their_keys_split(name, monkeypatch):
     assert max(taken) > 4
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_those_that_vmap_adds_are_split_as_those_of_a_batch(axes, taken):
+    def attend(query, key, implementation="fused"):
+        return attn.dot_product_attention(
+            query, key, key, implementation=implementation, return_residual=True
+        )
+
+    rows = jnp.asarray(RNG.normal(size=(3, 5, 2, N, 8)), jnp.float32)
+    keys = jnp.asarray(RNG.normal(size=(3, 5, 4100, K, 8)), jnp.float32)
+    rows, keys = (x if axis == 0 else x[0] for x, axis in zip((rows, keys), axes, strict=True))
+    found = jax.vmap(jax.vmap(attend), axes)(rows, keys)
+    rows, keys = (jnp.broadcast_to(x, (3, *x.shape[-4:])) for x in (rows, keys))
+    assert set(taken) == {walk.PROCESSORS // (3 * 5 * N)}
+    for exact in (attend(rows, keys), attend(rows, keys, "reference")):
+        for x, y in zip(found, exact, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
