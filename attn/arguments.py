@@ -112,8 +112,7 @@ def resolve(
         masks.append(mask)
     elif mask is not None:
         masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
-    if not isinstance(is_causal, (bool, np.bool_)):
-        raise TypeError(f"is_causal is {is_causal!r}; expected a bool")
+    check_flag("is_causal", is_causal)
     if is_causal:
         masks.append(Window(right=0, offset=offset))
     if local_window_size is not None:
@@ -157,16 +156,26 @@ def check_choice(name: str, choice: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def check_flag(name: str, x: Any) -> None:
+    """Raises TypeError unless ``x`` is a bool."""
+    if not isinstance(x, (bool, np.bool_)):
+        raise TypeError(f"{name} is {x!r}; expected a bool")
+
+
 def _array(name: str, x: Any) -> Array:
     if not hasattr(x, "dtype") and not isinstance(x, (list, tuple, numbers.Number)):
         raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
-    if isinstance(x, jax.ShapeDtypeStruct):
-        raise TypeError(f"{name} is a ShapeDtypeStruct; expected an array")
+    _check_is_there(name, x, "an array")
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} is no array of numbers: {error}") from error
+
+
+def _check_is_there(name: str, x: Any, expected: str) -> None:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name} is a ShapeDtypeStruct; expected {expected}")
 
 
 def _beside_one_row(x: Array, batch: tuple[int, ...]) -> Array:
@@ -219,6 +228,7 @@ def _scale(scale: Any, width: int, dtype: Any) -> Array:
         return jnp.asarray(1 / np.sqrt(width), dtype)
     if not (hasattr(scale, "dtype") or isinstance(scale, numbers.Real)):
         raise TypeError(f"scale is {scale!r}; expected a real number")
+    _check_is_there("scale", scale, "a real number")
     scale = jnp.asarray(scale)
     if not (jnp.issubdtype(scale.dtype, jnp.floating) or jnp.issubdtype(scale.dtype, jnp.integer)):
         raise TypeError(f"scale has dtype {scale.dtype}; expected a real one")
@@ -240,6 +250,8 @@ def _score(
                 f"score is a {type(score).__name__}; expected a value of attn.scores or a function "
                 "(scores, indices, params)"
             )
+        for x in jax.tree.leaves(params):
+            _check_is_there("score_params", x, "arrays")
         score = Function(score, params)
     elif params is not None:
         raise ValueError(f"score_params is given, but score is {score!r}, which holds its own")
@@ -261,6 +273,7 @@ def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
         raise ValueError(f"dropout_rng is None; expected a random key, as dropout_rate is {rate}")
     if not hasattr(rng, "dtype"):
         raise TypeError(f"dropout_rng is a {type(rng).__name__}; expected a random key")
+    _check_is_there("dropout_rng", rng, "a random key")
     wrong = f"dropout_rng has shape {rng.shape} and dtype {rng.dtype}; expected one random key"
     is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     if rng.ndim != 0 if is_key else rng.dtype != jnp.uint32 or rng.ndim != 1:

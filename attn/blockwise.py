@@ -34,12 +34,15 @@ from attn import kernels, softmax_state
 from attn.devices import vary, varying
 from attn.kernels.cudnn import Asked
 from attn.masks import Mask
-from attn.overrides import Kernel, Opaque, Pull, options_of
+from attn.overrides import Kernel, Opaque, Pull, Refused, options_of
 from attn.plan import Context, Inputs, Plan, axes_of, group_queries, plan, ungroup_queries
 from attn.scores import Score
 from attn.spread import Heads, Ring
 from attn.target import target
 from attn.tiles import QUERIES, Tile, TileSizes
+
+LSE = "the log-sum-exp"
+"""As it is said where it is asked for."""
 
 
 def blockwise_attention(
@@ -55,7 +58,7 @@ def blockwise_attention(
     sides: TileSizes | None = None,
     spread: Ring | Heads | None = None,
     named: str | None = "blockwise",
-    is_basic: bool = False,
+    beside: tuple[str, ...] = (LSE,),
 ) -> tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]:
     """Returns the attention output and the log-sum-exp of the scores, at linear memory.
 
@@ -79,17 +82,25 @@ def blockwise_attention(
         share, and bias its rows of all columns. Masks, scores and dropout are of the whole.
       named: whose kernels run the two passes of first order, or the call fails; None is where
         the platform has some (``attn.overrides``), and they can take the call.
-      is_basic: whether the scale is the usual one, and the output all that is asked for.
+      beside: what is asked for beside the output at the usual scale, in words.
 
     Returns:
       Both in the dtype that all is computed in: float64 for float64 inputs, else float32.
     """
     dropped = dropout_seed, dropout_rate
-    is_basic &= dropout_seed is None and spread is None
-    band = kernels.band_of(Asked(query, key, value, bias, mask, score, is_basic), named)
-    if sides is None and band is None:
-        sides = kernels.sides_of(query, value, named)
-    call, context, params = plan(query, key, mask, score, *dropped, sides, spread, named, band)
+    more = ("dropout", dropout_seed is not None), ("a sequence that is spread", spread is not None)
+    beside = *beside, *(name for name, is_asked in more if is_asked)
+    band = kernels.band_of(Asked(query, key, value, bias, mask, score, beside), named)
+    planned = functools.partial(plan, query, key, mask, score, *dropped)
+    how = kernels.of_tiles(named) if sides is None and band is None else None
+    if how is not None:
+        sides = kernels.tiles_of(how["kernels"], query, value)
+    call, context, params = planned(sides, spread, named, band)
+    if how is not None and named is None:
+        try:
+            kernels.taken(call, context, params, (query, key, value, bias), scale, **how)
+        except Refused:  # What runs then, loops, has tiles of its own.
+            call, context, params = planned(None, spread, named, band)
     return attend(call, context, params, query, key, value, bias, scale)
 
 

@@ -5,14 +5,16 @@ heads (K divides N), H head width, V value width.
 """
 
 import functools
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from attn import arguments, devices, reference, softmax_state
 from attn.arguments import Alignment, Resolved
-from attn.blockwise import blockwise_attention
+from attn.blockwise import LSE, blockwise_attention
 from attn.masks import Mask
 from attn.scores import Score
 
@@ -26,6 +28,7 @@ IMPLEMENTATIONS = {
 """Name to ``function(query, key, value, *Resolved) -> (output, lse)``; None is what runs if none is
 named: kernels where the platform has some that take the call, blockwise elsewhere."""
 
+NAMES = tuple(name for name in IMPLEMENTATIONS if name is not None)
 SYNONYMS = {"xla": "blockwise"}
 """What ``jax.nn.dot_product_attention`` calls them."""
 
@@ -116,8 +119,8 @@ def dot_product_attention(
         which is for tests), ``"cudnn"`` (on GPU, by ``jax.nn``), ``"blockwise"`` or
         ``"reference"``, strictly: it runs, or raises ValueError with the reason. None is the first
         that takes the call: on TPU of fused and blockwise; on GPU of cuDNN, fused (on Hopper) and
-        blockwise. Derivatives beyond the first, and forward mode, are blockwise in all. ``"xla"``
-        is ``"blockwise"``.
+        blockwise (``attn.kernels`` says what each takes). Derivatives beyond the first, and forward
+        mode, are blockwise in all but the reference. ``"xla"`` is ``"blockwise"``.
       return_residual: whether to return the log-sum-exp too.
 
     Returns:
@@ -155,8 +158,8 @@ def dot_product_attention(
         score_params=score_params,
     )
     resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
-    is_basic = scale is None and logits is None and not return_residual
-    output, lse = run(implementation, query, key, value, resolved, is_basic=is_basic)
+    beside = asked_beside(query, scale, sinks, return_residual)
+    output, lse = run(implementation, query, key, value, resolved, beside)
     if logits is not None:
         output, lse = softmax_state.with_sink(output, lse, logits)
     output = output.astype(query.dtype)
@@ -169,28 +172,35 @@ def run(
     key: Array,
     value: Array,
     resolved: Resolved,
-    *,
-    is_basic: bool = False,
+    beside: tuple[str, ...] = (LSE,),
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp in the dtype of the computation.
 
-    Of a call that is basic, the output at the usual scale is all that is asked for; what is
-    returned beside it may be anything.
+    Where the log-sum-exp is not asked for ``beside`` the output, it may be anything.
     """
     name = chosen(implementation)
     attend = functools.partial(IMPLEMENTATIONS[name], dropout_rate=resolved.dropout_rate)
     if name in (None, "cudnn"):
-        attend = functools.partial(attend, is_basic=is_basic)
+        attend = functools.partial(attend, beside=beside)
     arrays = query, key, value, *resolved[:-1]
     arrays = devices.vary(arrays, devices.varying(arrays))
     return devices.automatic(attend, query, query.ndim - 1, *arrays)
 
 
-def chosen(implementation: Any) -> str | None:
-    """Returns the key of ``IMPLEMENTATIONS`` that was meant, or raises ValueError."""
+def asked_beside(query: Any, scale: Any, sinks: Any, return_residual: Any) -> tuple[str, ...]:
+    """Returns what is asked for beside the output at the usual scale, in words."""
+    arguments.check_flag("return_residual", return_residual)
+    usual = np.float32(1 / np.sqrt(query.shape[-1]))
+    is_usual = scale is None or (isinstance(scale, numbers.Real) and np.float32(scale) == usual)
+    more = ("a scale", not is_usual), ("sinks", sinks is not None), (LSE, return_residual)
+    return tuple(name for name, is_asked in more if is_asked)
+
+
+def chosen(implementation: Any, names: Iterable[str] = NAMES) -> Any:
+    """Returns which of the names was meant, or None, or raises ValueError."""
     if implementation is None:
         return None
     is_name = isinstance(implementation, str)
     name = SYNONYMS.get(implementation, implementation) if is_name else implementation
-    arguments.check_choice("implementation", name, [x for x in IMPLEMENTATIONS if x is not None])
+    arguments.check_choice("implementation", name, names)
     return name

@@ -18,9 +18,9 @@ from attn import arguments, dot_product, kernels
 from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
-from attn.overrides import KERNELS, Refused, options_of, usual_of
+from attn.overrides import DIVIDED, KERNELS, Refused, options_of, usual_of
 from attn.plan import Context, Plan, plan
-from attn.target import PLATFORMS, target
+from attn.target import PLATFORMS, compiled_for, target
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
 
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
     keys or more, without a bias of T x S, right within a factor of 1.5. Of the reference with a
     score function too low: what such a function keeps of every pair is not known. Of the fused
     kernels, the most that XLA on TPU needs: every array and result copied once; as it allocates for
-    an H100, right within a factor of 2."""
+    an H100, right within a factor of 2. Of cuDNN, the same copies as on TPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Explanation:
     """The one that would run."""
     refused: dict[str, str]
     """The others, and why each would not."""
+    beyond: str
+    """The one of all derivatives but the first in reverse: of ``jvp``, Hessians and so on."""
     tile: tuple[int, int]
-    """Queries and keys of a tile."""
+    """Queries and keys of a tile; of cuDNN, which does not say, those of the loops in its place."""
     tiles: dict[str, int] | None
     """How many are full, mixed and empty; None if the mask is not known yet (traced)."""
     forward: Cost
@@ -61,7 +63,7 @@ class Explanation:
         else:
             tiles = ", ".join(f"{count} {kind}" for kind, count in self.tiles.items())
         lines = [
-            f"implementation  {self.implementation}",
+            f"implementation  {self.implementation}; of jvp and beyond the gradient {self.beyond}",
             *(f"not {name:<11} {reason}" for name, reason in self.refused.items()),
             f"tiles           {tiles}; of {self.tile[0]} queries, {self.tile[1]} keys",
         ]
@@ -91,8 +93,13 @@ def explain(
     No attention is computed, only the tile rules of the mask; query, key, value, bias and sinks
     may be given by shape and dtype. Arguments and errors are those of the call. Costs are those
     without sinks and dropout, which change neither tiles nor products. ``platform`` is ``"cpu"``,
-    ``"gpu"`` or ``"tpu"``, that of JAX's default device if None; it need not be there, and a GPU
-    that is not is a Hopper.
+    ``"gpu"`` or ``"tpu"``, that of JAX's default backend if None; it need not be there, and a GPU
+    that is not is a Hopper. Arrays or shapes whose sharding is over several devices are told to be
+    divided by XLA; inside of ``jax.jit`` that is not known.
+
+    Raises:
+      ValueError: as the call does, and for sizes that are symbolic.
+      TypeError: as the call does.
 
     Example:
       >>> import attn, jax
@@ -102,6 +109,7 @@ def explain(
       ('blockwise', {'full': 120, 'mixed': 16, 'empty': 120})
     """
     named = dot_product.chosen(implementation)
+    is_divided = any(map(_is_divided, (query, key, value, bias)))
 
     def check(query, key, value, bias, sinks):
         query, key, value = arguments.arrays(query=query, key=key, value=value)
@@ -109,20 +117,47 @@ def explain(
             arguments.sinks_of(sinks, query)
         return query, key, value, arguments.resolve(query, key, bias, None).bias
 
-    shapes: Any = jax.eval_shape(check, query, key, value, bias, sinks)
-    query, key, value, _ = shapes
-    resolved = arguments.resolve(shapes[0], shapes[1], None, mask, **options)
+    arrays: Any = jax.eval_shape(check, query, key, value, bias, sinks)
+    for name, x in zip(("query", "key", "value"), arrays, strict=False):
+        if not all(isinstance(n, int) for n in x.shape):
+            raise ValueError(f"{name} has shape {x.shape}; expected sizes that are known")
+    beside = dot_product.asked_beside(arrays[0], options.get("scale"), sinks, return_residual)
+    resolved = arguments.resolve(arrays[0], arrays[1], None, mask, **options)
     resolved = arguments.dropped(resolved, dropout_rate, dropout_rng)
-    is_basic = options.get("scale") is None and sinks is None and not return_residual
-    if platform is not None:
-        arguments.check_choice("platform", platform, PLATFORMS)
-    platform = platform or target().platform
-    arrays = query, key, value, shapes[3]
+    if resolved.dropout_seed is not None:
+        beside = *beside, "dropout"
+    asked = _Asked(arrays, resolved, beside, is_divided)
+    if platform is None:
+        return _found(named, asked, is_here=True)
+    arguments.check_choice("platform", platform, PLATFORMS)
+    if platform == target().platform:
+        return _found(named, asked, is_here=True)
+    with compiled_for(platform, "9.0" if platform == "gpu" else None):
+        return _found(named, asked, is_here=False)
+
+
+class _Asked(NamedTuple):
+    """A call that is checked."""
+
+    arrays: tuple[Any, ...]
+    """Shapes and dtypes of query, key, value and bias."""
+    resolved: arguments.Resolved
+    """But for the bias."""
+    beside: tuple[str, ...]
+    """See ``attn.dot_product.asked_beside``."""
+    is_divided: bool
+    """Whether XLA divides it over devices."""
+
+
+def _found(named: str | None, asked: _Asked, *, is_here: bool) -> Explanation:
+    """Returns what is done on the target, which is here or not."""
+    (query, key, value, _), resolved = asked.arrays, asked.resolved
+    platform = target().platform
     taken: dict[str, Any] = {}
     refusals: dict[str, str | None] = dict.fromkeys(KERNELS)
     for kind in KERNELS:
         try:
-            taken[kind] = _taken(kind, named, platform, arrays, resolved, is_basic=is_basic)
+            taken[kind] = _taken(kind, named, asked, is_here=is_here)
         except Refused as refusal:
             refusals[kind] = refusal.reason
     if named is not None and refusals.get(named):
@@ -132,20 +167,18 @@ def explain(
     name = named or default
     refused = {
         **{
-            kind: why or f"{default} is faster: it runs if it is named"
+            kind: why or f"{default} comes before it: it runs if it is named"
             for kind, why in refusals.items()
         },
-        "blockwise": "the kernels are faster: it runs if it is named",
+        "blockwise": f"{default} comes before it: it runs if it is named",
         "reference": "it takes O(T S) memory: it runs if it is named",
     } | {default: "it would run if no implementation were named"}
     how, sides = options_of(platform, name), None
     if name == "reference":
         sides = TileSizes(query.shape[-3], key.shape[-3])
-    elif how is not None:
-        has_tiles = how["kernels"] in OF_KERNELS
-        sides = kernels.tiles_of(how["kernels"], query, value) if has_tiles else None
-    of_plan = query, key, resolved.mask, None, None, 0.0, sides
-    call, context, _ = plan(*of_plan)
+    elif how is not None and how["kernels"] in OF_KERNELS:
+        sides = kernels.tiles_of(how["kernels"], query, value)
+    call, context, _ = plan(query, key, resolved.mask, None, None, 0.0, sides)
     grid, kinds = call.grid, _kinds(call, context)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -159,6 +192,7 @@ def explain(
     return Explanation(
         implementation=name,
         refused={other: why for other, why in refused.items() if other != name},
+        beyond="reference" if name == "reference" else "blockwise",
         tile=(grid.query_side, grid.key_side),
         tiles=kinds,
         forward=Cost(2 * pairs * (width + value_width), forward_bytes),
@@ -166,47 +200,38 @@ def explain(
     )
 
 
-def _taken(
-    kind: str,
-    named: str | None,
-    platform: str,
-    arrays: tuple[Any, ...],
-    resolved: Any,
-    *,
-    is_basic: bool,
-) -> Any:
-    """Returns the call as kernels of a kind see it; None is as it was.
+def _is_divided(x: Any) -> bool:
+    """Returns whether an array, or what has its sharding, is over several devices."""
+    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    return sharding is not None and sharding.num_devices > 1
+
+
+def _taken(kind: str, named: str | None, asked: _Asked, *, is_here: bool) -> Any:
+    """Returns the call as kernels of a kind see it, None if they are not of tiles.
 
     Raises:
       Refused: if they do not take it.
     """
-    how = options_of(platform, kind)
+    how = options_of(target().platform, kind)
     if how is None or (how["interpret"] and named != kind):
         own = [place for place, x in KERNELS[kind].items() if not x["interpret"]]
         places = ", ".join(own).replace("cuda", "gpu")
-        raise Refused(f"its kernels are for {places}; this is {platform}", kind)
-    query, key, value, bias = arrays
+        if how is not None:
+            raise Refused(f"its kernels are for {places}; named, they are interpreted here", kind)
+        raise Refused(f"its kernels are for {places}; this is {target().platform}", kind)
+    if asked.is_divided and not how["interpret"]:
+        raise Refused(DIVIDED, kind)
+    (query, key, value, bias), resolved = asked.arrays, asked.resolved
     if how["kernels"] == "cudnn":
-        is_here, is_basic = platform == target().platform, is_basic and not resolved.dropout_rate
         changes = bias, resolved.mask, resolved.score
-        asked = kernels.cudnn.Asked(query, key, value, *changes, is_basic)
-        kernels.cudnn.band_of(asked, interpret=how["interpret"], is_here=is_here)
+        for_cudnn = kernels.cudnn.Asked(query, key, value, *changes, asked.beside)
+        kernels.cudnn.band_of(for_cudnn, interpret=how["interpret"], is_here=is_here)
         return None
     sides = kernels.tiles_of(how["kernels"], query, value)
     dropped = resolved.dropout_seed, resolved.dropout_rate
     of_plan = query, key, resolved.mask, resolved.score, *dropped, sides
-    # Of a device that is not here, all is told that it could do if it were what they are for.
-    is_known = platform == target().platform
-    call, context, params = plan(*of_plan, named=named if is_known else "fused")
-
-    found = []
-
-    def check(query, key, value, bias):
-        inputs = call.arrange(params, query, key, value, bias, resolved.scale)
-        found.append(kernels.check(call, context, inputs, **how))
-
-    jax.eval_shape(check, *arrays)
-    return found[0]
+    call, context, params = plan(*of_plan, named=named)
+    return kernels.taken(call, context, params, asked.arrays, resolved.scale, **how)
 
 
 def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:

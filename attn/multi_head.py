@@ -11,6 +11,7 @@ heads, H head width, V value width.
 """
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -64,7 +65,7 @@ class MultiHeadAttention(linen.Module):
     out_bias_init: Initializer | None = None
     """Of the last bias, if it is not ``bias_init``."""
     implementation: str | None = None
-    """Passed to ``attn.dot_product_attention``."""
+    """Passed to ``attn.dot_product_attention``, or that of ``attn.sharded``."""
     sequence_axis: str | None = None
     """The axis, of the mesh that is set, over which the sequence is spread: then attention is that
     of ``attn.sharded`` as a ring, and lengths are multiples of the axis's size. Where they are of
@@ -112,6 +113,11 @@ class MultiHeadAttention(linen.Module):
                 f"{self.dropout_rate}"
             )
         drops = self.dropout_rate > 0 and not deterministic
+        for name in ("num_heads", "num_key_heads"):
+            count = getattr(self, name)
+            is_default = count is None and name == "num_key_heads"
+            if not (is_default or isinstance(count, numbers.Integral)):
+                raise TypeError(f"{name} is {count!r}; expected an int")
         if self.num_heads < 1:
             raise ValueError(f"num_heads is {self.num_heads}; expected 1 or more")
         num_key_heads = self.num_heads if self.num_key_heads is None else self.num_key_heads
@@ -161,12 +167,8 @@ class MultiHeadAttention(linen.Module):
     def _attention(self, query: Array, key: Array, options: Options) -> Callable[..., Any]:
         if self.sequence_axis is None:
             return functools.partial(dot_product_attention, implementation=self.implementation)
-        if self.implementation not in (None, "blockwise"):
-            raise ValueError(
-                f"implementation is {self.implementation!r}; expected None or 'blockwise', which "
-                f"attention over the axis {self.sequence_axis!r} is"
-            )
         mesh: Any = jax.sharding.get_abstract_mesh()
+        implementation: Any = self.implementation  # It is checked there.
         blocks = 2 * mesh.shape.get(self.sequence_axis, 1)
         is_uneven = options.get("is_causal") and options.get("local_window_size") is None
         is_even = query.shape[-3] % blocks == key.shape[-3] % blocks == 0
@@ -175,6 +177,7 @@ class MultiHeadAttention(linen.Module):
             axis_name=self.sequence_axis,
             mesh=mesh,
             placement="exchanged" if is_uneven and is_even else "contiguous",
+            implementation=implementation,
         )
 
     def _head_width(self, name: str, features: int) -> int:

@@ -32,6 +32,9 @@ KERNELS: dict[str, dict[str, dict[str, Any]]] = {
 USUAL = {"tpu": ("fused",), "cuda": ("cudnn", "fused")}
 """Which of them run where nothing is named, by platform: the first that takes the call."""
 
+DIVIDED = "XLA divides it over devices; call it in jax.shard_map"
+"""Why no kernel runs a call of arrays that are over several devices."""
+
 
 def usual_of(platform: str) -> tuple[str, ...]:
     """Returns the implementations of which, on a platform, the first that takes a call runs.
@@ -202,7 +205,7 @@ def register(primitive: Primitive, of_params: Callable) -> None:
                 run = functools.partial(function.kernel.run, **options)
                 try:
                     if not options["interpret"] and _is_divided(context):
-                        raise Refused("XLA divides it over devices; call it in jax.shard_map")
+                        raise Refused(DIVIDED)
                     where = _whole(context) if options["kernels"] == "cudnn" else context
                     return mlir.lower_fun(run, multiple_results=True)(where, *operands)
                 except Refused:
@@ -246,9 +249,7 @@ def _ways(platform: str, kernel: Kernel | None) -> list[dict[str, Any]]:
         return []
     found = all_options_of(platform, kernel.name)
     if not found and kernel.name is not None:
-        raise NotImplementedError(
-            f"implementation is {kernel.name!r}: there is no kernel for {platform}"
-        )
+        raise Refused(f"there is no kernel for {platform}", kernel.name)
     return found
 
 

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float
 
 from attn import arguments, devices, softmax_state
 from attn.blockwise import blockwise_attention
-from attn.dot_product import Options
+from attn.dot_product import Options, chosen
 from attn.masks import Mask
 from attn.spread import Heads, Ring
 
@@ -116,8 +116,8 @@ def dot_product_attention(
         raise TypeError(f"axis_name is {axis_name!r}; expected the name of one axis")
     arguments.check_choice("method", method, get_args(Method))
     arguments.check_choice("placement", placement, get_args(Placement))
-    if implementation is not None:
-        arguments.check_choice("implementation", implementation, get_args(Implementation))
+    implementation = chosen(implementation, get_args(Implementation))
+    arguments.check_flag("return_residual", return_residual)
     query, key, value = arguments.arrays(query=query, key=key, value=value)
     others = {"sinks": sinks, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
     settings = axis_name, method, placement, implementation

@@ -6,6 +6,7 @@ device that is not here says so while he traces.
 
 import contextlib
 import contextvars
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def compiled_for(platform: str, capability: str | None = None) -> Iterator[None]
         Pallas kernel runs unasked.
 
     Raises:
-      ValueError: if there is no such platform.
+      ValueError: if there is no such platform, or can be no such capability.
+      TypeError: if that is no string.
 
     Example:
       >>> import attn
@@ -64,6 +66,10 @@ def compiled_for(platform: str, capability: str | None = None) -> Iterator[None]
     if platform not in PLATFORMS:
         expected = ", ".join(map(repr, PLATFORMS))
         raise ValueError(f"platform is {platform!r}; expected one of {expected}")
+    if capability is not None and not re.fullmatch(r"\d+\.\d+", str(capability)):
+        raise ValueError(f"capability is {capability!r}; expected one such as '9.0', or None")
+    if not isinstance(capability, str | None):
+        raise TypeError(f"capability is a {type(capability).__name__}; expected a string")
     token = _AFAR.set(Target(platform, capability))
     try:
         yield

@@ -113,8 +113,9 @@ class TileSizes(NamedTuple):
 
 
 OF_KERNELS = {"tpu": TileSizes(512, 512, multiple=128), "gpu": TileSizes(128, 128, multiple=128)}
-"""Of tiles that kernels take, by hardware: a register of a TPU has 128 lanes."""
-
+"""Of tiles that kernels take, by hardware. A register of a TPU has 128 lanes, and its compiler has
+room in fast memory for tiles of 512; no TPU has timed them. On a GPU two groups of warps have 64
+queries each, as its products have: other tiles were not tried."""
 
 MANY = 16
 """Rows times heads, beyond which a masked call on CPU takes the smallest tiles."""
@@ -123,11 +124,17 @@ MANY = 16
 def tile_sizes(
     platform: str, query_shape: tuple[Any, ...], key_shape: tuple[Any, ...], is_masked: bool
 ) -> TileSizes:
-    """Returns the sides that were fastest on CPU for such shapes; see ``benchmarks/README.md``.
+    """Returns the greatest sides of tiles of loops, those that were fastest on CPU.
 
-    A tile should be large enough for both cores to share its products. Under a mask there should be
-    two along an axis, so that some can be empty, and on CPU many where rows and heads are many,
-    whose products are large enough as it is.
+        rows times heads     masked, on CPU     else
+        1                    1024               1024
+        2 to 16              512                512, which is the default
+        more                 128                512
+
+    Under a mask half of an axis at most, but 128. A tile should be large enough for both cores to
+    share its products; under a mask there should be two along an axis, so that some can be empty,
+    and many where products are large enough as it is. Measured in ``benchmarks/README.md``, on CPU
+    alone.
     """
     *batch, num_queries, num_heads, _ = query_shape
     together = math.prod(batch) * num_heads

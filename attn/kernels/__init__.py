@@ -6,6 +6,25 @@ apart. cuDNN's are a call of ``jax.nn``, for what it can do (``attn.kernels.cudn
 Where keys go round a ring of devices, a kernel runs for those at hand, and what it returns is
 merged, or summed, as ``attn.blockwise`` and ``attn.tile_sum`` do.
 
+**Which runs.** Where none is named, the first of ``attn.overrides.USUAL`` that takes the call;
+where none does, loops over tiles. What each takes is said where it refuses, in the order in which
+it is asked:
+
+    no kernels for the platform, or XLA divides the call over devices     attn.overrides
+    cudnn   its mask is no band of the past; it changes scores; and more  attn.kernels.cudnn.band_of
+    fused   sizes that are symbolic                                       attn.kernels.call
+            a function of pairs that is not of a pair alone               attn.kernels.reading
+            an operation that the hardware has not                        attn.kernels.lacking
+            on GPU: another than Hopper, float64, wide heads              attn.kernels.gpu.check
+            on TPU: float64, too many tiles                               attn.kernels.tpu.check
+
+They stand for the value and for the first derivative in reverse: all else, forward mode and what is
+of higher order, is the loops' (``attn.blockwise``). ``attn.explain`` asks the same functions.
+
+**In which tiles.** Those of kernels are of ``attn.tiles.OF_KERNELS``, of half on a TPU where heads
+are wide (``tiles_of``); those of loops of ``attn.tiles.tile_sizes``, where kernels refuse a call
+too. What XLA divides is known after the tiles are chosen: loops then have those of the kernels.
+
 Pallas takes a third of a second to import: so the modules are imported when one of them is asked.
 """
 
@@ -67,20 +86,38 @@ def tiles_of(kernels: str, query: Any, value: Any) -> TileSizes:
     return sides
 
 
-def sides_of(query: Any, value: Any, named: str | None) -> TileSizes | None:
-    """Returns the greatest sides of tiles for kernels of tiles that take such arrays here.
-
-    None if there are none: loops over tiles have sides of their own.
-    """
+def of_tiles(named: str | None) -> dict[str, Any] | None:
+    """Returns which kernels of tiles run here, and how; None if none do."""
     for how in all_options_of(target().platform, named):
-        kernels = how["kernels"]
-        if kernels == "gpu" and not how["interpret"]:
-            hardware = of_hardware(kernels)
-            if query.dtype not in hardware.DTYPES or hardware.refusal_here(named):
-                continue
-        if kernels in OF_KERNELS:
-            return tiles_of(kernels, query, value)
+        if how["kernels"] in OF_KERNELS:
+            return how
     return None
+
+
+def taken(
+    plan: Any, context: Any, params: Any, arrays: tuple[Any, ...], scale: Any, **platform: Any
+) -> Any:
+    """Returns a planned call as kernels see it, computing nothing.
+
+    Args:
+      plan: of the call.
+      context: of the call.
+      params: of its score.
+      arrays: query, key, value and bias, or their shapes and dtypes.
+      scale: of the scores.
+      platform: which kernels, and how.
+
+    Raises:
+      attn.overrides.Refused: if they cannot take it.
+    """
+    found = []
+
+    def look(context, params, arrays, scale):
+        inputs = plan.arrange(params, *arrays, scale)
+        found.append(check(plan, context, inputs, **platform))
+
+    jax.eval_shape(look, context, params, arrays, scale)
+    return found[0]
 
 
 def check(plan: Any, context: Any, inputs: Any, *, kernels: str, interpret: bool) -> Any:

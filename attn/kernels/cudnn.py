@@ -54,8 +54,8 @@ class Asked(NamedTuple):
     bias: Any
     mask: Mask | None
     score: Any
-    is_basic: bool
-    """Whether scale, sinks and dropout are not given, it is not spread, and returns the output."""
+    beside: tuple[str, ...]
+    """What is asked for beside the output at the usual scale, in words."""
 
 
 def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
@@ -72,14 +72,11 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
     query, key, value = asked.query, asked.key, asked.value
     if not all(isinstance(n, int) for n in (*query.shape, *key.shape)):
         raise Refused("its sizes are symbolic", "cudnn")
-    (left, right), width = _band_of_mask(asked.mask) or (None, 1), query.shape[-1]
-    num_queries, num_keys = query.shape[-3], key.shape[-3]
+    width, num_queries, num_keys = query.shape[-1], query.shape[-3], key.shape[-3]
+    left, right = _band_of_mask(asked.mask, num_queries, num_keys) or (None, 1)
     is_half, is_wide = query.dtype in ("bfloat16", "float16"), bool(width % 8) or width > WIDEST
     for is_wrong, reason in (
-        (
-            not asked.is_basic,
-            "it has a scale, sinks or dropout, is spread, or returns the residual",
-        ),
+        (bool(asked.beside), f"it asks for {', '.join(asked.beside)}"),
         (asked.bias is not None or asked.score is not None, "it changes scores"),
         (not (is_half or interpret), f"it is of {query.dtype}; products are of half precision"),
         (width != value.shape[-1], f"its heads are {width} wide, its values {value.shape[-1]}"),
@@ -87,7 +84,10 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
             is_wide and not interpret,
             f"its heads are {width} wide, no multiple of 8 up to {WIDEST}",
         ),
-        (right != 0 and (left, right) != (None, None), "its mask is more than causal"),
+        (
+            right != 0 and (left, right) != (None, None),
+            "its mask is neither causal nor a window of the past",
+        ),
         (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),
     ):
         if is_wrong:
@@ -99,15 +99,22 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
     return left, right
 
 
-def _band_of_mask(mask: Mask | None) -> Band | None:
+def _band_of_mask(mask: Mask | None, num_queries: int, num_keys: int) -> Band | None:
     """Returns how far before and after its own position a query sees; None if that is not all."""
+
+    def is_band(mask):
+        if isinstance(mask, And):
+            return is_band(mask.left) and is_band(mask.right)
+        return isinstance(mask, Window) and isinstance(mask.offset, int)
+
     if mask is None:
         return None, None
-    if isinstance(mask, And):
-        is_band = None not in (_band_of_mask(mask.left), _band_of_mask(mask.right))
-    else:
-        is_band = isinstance(mask, Window) and isinstance(mask.offset, int)
-    return mask.reach() if is_band else None
+    if not is_band(mask):
+        return None
+    left, right = mask.reach()
+    # As far as all keys is without a limit: so the last query alone, which is causal, sees all.
+    left = None if left is not None and left >= num_queries - 1 else left
+    return left, None if right is not None and right >= num_keys - 1 else right
 
 
 @functools.cache

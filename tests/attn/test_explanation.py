@@ -143,8 +143,8 @@ def test_traced_mask_is_not_known_yet():
 def test_text():
     x = shape(1, 8192, 4, 64)
     assert str(attn.explain(x, x, x, is_causal=True)).splitlines()[:5] == [
-        "implementation  blockwise",
-        "not fused       its kernels are for tpu, gpu; this is cpu",
+        "implementation  blockwise; of jvp and beyond the gradient blockwise",
+        "not fused       its kernels are for tpu, gpu; named, they are interpreted here",
         "not cudnn       its kernels are for gpu; this is cpu",
         "not reference   it takes O(T S) memory: it runs if it is named",
         "tiles           120 full, 16 mixed, 120 empty; of 512 queries, 512 keys",
@@ -191,7 +191,7 @@ def test_a_platform_that_is_not_here():
     found = {name: attn.explain(x, x, x, platform=name) for name in ("cpu", "gpu", "tpu")}
     assert [y.implementation for y in found.values()] == ["blockwise", "cudnn", "fused"]
     assert found["tpu"].tile == (512, 512)
-    assert found["gpu"].refused["fused"] == ("cudnn is faster: it runs if it is named")
+    assert found["gpu"].refused["fused"] == "cudnn comes before it: it runs if it is named"
     y = jax.ShapeDtypeStruct((1, 1998, 4, 320), "bfloat16")
     reason = attn.explain(y, y, y, platform="gpu").refused["fused"]
     assert reason == "its heads are 320 wide, more than 256"
@@ -213,6 +213,99 @@ def test_a_platform_that_is_not_here():
         assert attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32")) == (
             attn.explain(x, x, x, bias=jax.ShapeDtypeStruct((4, 1, 1), "float32"), platform="gpu")
         )
+
+
+TABLE = np.zeros((17, 17), np.float32)
+
+
+def by_pair(score, at, table):
+    """What no kernel takes."""
+    return score + table[at.query % 17, at.key % 17]
+
+
+TILES = {
+    "kernels": ("gpu", "9.0", {"is_causal": True, "return_residual": True}, {}),
+    "kernels of TPU": ("tpu", None, {"is_causal": True}, {}),
+    "a function that they refuse": ("gpu", "9.0", {"score": by_pair, "score_params": TABLE}, {}),
+    "the same on TPU": ("tpu", None, {"score": by_pair, "score_params": TABLE}, {}),
+    "heads that they refuse": ("gpu", "9.0", {"is_causal": True}, {"width": 320}),
+    "numbers that they refuse": ("gpu", "9.0", {"is_causal": True}, {"dtype": "float64"}),
+    "another GPU": ("gpu", "8.0", {"is_causal": True, "return_residual": True}, {}),
+    "a GPU that is not known": ("gpu", None, {"return_residual": True}, {}),
+    "loops that are named": ("gpu", "9.0", {"implementation": "blockwise"}, {}),
+    "kernels that are named": ("tpu", None, {"implementation": "fused"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_the_tile_is_the_one_that_is_planned(name, monkeypatch):
+    """Where kernels refuse a call too: loops have tiles of their own."""
+    platform, capability, options, of_arrays = TILES[name]
+    planned = []
+
+    def attend(call, context, params, query, key, value, bias, scale):
+        planned.append((call.grid.query_side, call.grid.key_side))
+        return value, jnp.zeros(query.shape[:-1])
+
+    monkeypatch.setattr("attn.blockwise.attend", attend)
+    with jax.enable_x64(True), attn.compiled_for(platform, capability):
+        width, dtype = of_arrays.get("width", 64), of_arrays.get("dtype", "bfloat16")
+        x = jax.ShapeDtypeStruct((1, 1000, 8, width), dtype)
+        found = attn.explain(x, x, x, **options)
+        jax.eval_shape(lambda x: attn.dot_product_attention(x, x, x, **options), x)
+    assert planned == [found.tile]
+    assert (found.tile == (500, 500)) == (found.implementation == "blockwise")
+
+
+def test_what_is_over_several_devices_is_divided():
+    devices = np.array(jax.devices()[:2])
+    mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16", sharding=spread)
+    for platform in ("gpu", "tpu"):
+        found = attn.explain(x, x, x, platform=platform)
+        assert found.implementation == "blockwise"
+        assert found.refused["fused"].startswith("XLA divides it over devices")
+        with pytest.raises(ValueError, match="XLA divides it over devices"):
+            attn.explain(x, x, x, platform=platform, implementation="fused")
+    array = jax.device_put(jnp.zeros(x.shape, x.dtype), spread)
+    assert attn.explain(array, array, array, platform="tpu").implementation == "blockwise"
+    one = jax.device_put(array, jax.devices()[0])
+    assert attn.explain(one, one, one, platform="tpu").implementation == "fused"
+
+
+def test_what_is_beyond_the_gradient_is_said():
+    x = shape(1, 512, 4, 64, dtype="bfloat16")
+    for named, beyond in (("fused", "blockwise"), ("reference", "reference")):
+        found = attn.explain(x, x, x, implementation=named, platform="tpu")
+        assert found.beyond == beyond
+        assert f"of jvp and beyond the gradient {beyond}" in str(found)
+
+
+def test_what_is_not_known_is_asked_for():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = shape(batch, 16, 4, 8)
+    with pytest.raises(
+        ValueError, match=r"query has shape \(b, 16, 4, 8\); expected sizes that are"
+    ):
+        attn.explain(x, x, x)
+    x, number = shape(1, 16, 4, 8), shape()
+    with pytest.raises(TypeError, match="scale is a ShapeDtypeStruct; expected a real number"):
+        attn.explain(x, x, x, scale=number)
+    with pytest.raises(TypeError, match="score_params is a ShapeDtypeStruct; expected arrays"):
+        attn.explain(x, x, x, score=lambda s, at, p: s * p, score_params=number)
+    with pytest.raises(TypeError, match="dropout_rng is a ShapeDtypeStruct; expected a random key"):
+        attn.explain(x, x, x, dropout_rate=0.1, dropout_rng=shape(2, dtype="uint32"))
+    with pytest.raises(TypeError, match="return_residual is 'no'; expected a bool"):
+        attn.explain(x, x, x, return_residual="no")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"), [(9.0, TypeError), ("sm_90", ValueError), ("90", ValueError)]
+)
+def test_a_capability_that_can_be_none_is_refused(capability, kind):
+    with pytest.raises(kind, match="capability is"), attn.compiled_for("gpu", capability):
+        pass
 
 
 @pytest.mark.parametrize(("rows", "heads", "side"), [(1, 1, 1024), (1, 16, 512), (9, 2, 128)])

@@ -214,5 +214,28 @@ def test_what_cannot_be_is_refused(given, arguments, message):
         jax.eval_shape(functools.partial(module.init, **arguments), jax.random.key(0), *SELF)
 
 
+@pytest.mark.parametrize("given", [{"num_heads": "4"}, {"num_key_heads": 1.0}])
+def test_counts_are_integers(given):
+    module = MultiHeadAttention(**({"num_heads": N} | given))
+    with pytest.raises(TypeError, match=f"{next(iter(given))} is .*; expected an int"):
+        jax.eval_shape(module.init, jax.random.key(0), *SELF)
+
+
+def test_an_implementation_that_is_named_runs_over_a_sequence_axis_too():
+    mesh = jax.make_mesh((1,), ("s",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def kernels_of(named):
+        module = MultiHeadAttention(2, sequence_axis="s", implementation=named)
+        x = jnp.zeros((1, 256, 16))
+        numbers = module.init(jax.random.key(0), x)
+        traced = jax.jit(module.apply).trace(numbers, x)
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+
+    with jax.sharding.set_mesh(mesh), attn.compiled_for("tpu"):
+        assert [kernels_of(x) for x in (None, "fused", "blockwise", "xla")] == [1, 1, 0, 0]
+        with pytest.raises(ValueError, match="expected one of 'blockwise', 'fused'"):
+            kernels_of("reference")
+
+
 def test_it_is_the_public_name():
     assert attn.MultiHeadAttention is MultiHeadAttention

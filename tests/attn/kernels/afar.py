@@ -127,13 +127,17 @@ CASES = {
             v,
             score_params=p,
             score=lambda s, at, p: (
-                jax.nn.relu(s)
-                + p * jax.nn.softplus(jax.nn.gelu(s, approximate=False))
-                + jnp.arctan(jax.nn.elu(s)) * jnp.cbrt(s)
-                + jnp.sinh(s) % 3.0
+                jax.nn.relu(s) + p * jax.nn.softplus(jax.nn.gelu(s, approximate=False))
             ),
         ),
     ),
+    **{
+        name: (sizes(), lambda q, k, v, f=f: attend(q, k, v, score=lambda s, at, _: f(s)))
+        for name, f in (
+            ("inverses", lambda s: jnp.arctan(jax.nn.elu(s)) * jnp.cbrt(s)),
+            ("remainders", lambda s: jnp.sinh(s) % 3.0),
+        )
+    },
     "soft cap": (sizes(), lambda q, k, v: attend(q, k, v, score=scores.SoftCap(20.0), **causal)),
     **{
         f"relative bias{name}": (

@@ -140,6 +140,41 @@ def test_queries_and_keys_of_other_lengths(lengths):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+BEYOND = {
+    "the last query": ((1, 11), {"is_causal": True, "alignment": "end"}),
+    "the last query of a long window": ((1, 11), {"local_window_size": 11, "alignment": "end"}),
+    "a window of all": ((8, 8), {"is_causal": True, "local_window_size": (7, 0)}),
+    "a window of all, both ways": ((8, 5), {"local_window_size": (7, 4)}),
+}
+"""Masks that reach as far as there are keys."""
+
+
+@pytest.mark.usefixtures("by_xla")
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_a_mask_does_not_limit_is_no_limit(name):
+    lengths, options = BEYOND[name]
+    given = arrays(*lengths)
+    found, expected = (
+        jax.jit(jax.value_and_grad(loss_of(x, **options), ARGUMENTS))(*given)
+        for x in ("cudnn", "reference")
+    )
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("by_xla")
+@pytest.mark.parametrize("window", [(6, 0), (7, 3)])
+def test_what_it_limits_is(window):
+    lengths = (8, 8) if window[1] == 0 else (8, 5)
+    given, options = arrays(*lengths), {"local_window_size": window}
+    if window[1]:
+        with pytest.raises(ValueError, match=NO_BAND):
+            loss_of("cudnn", **options)(*given)
+        return
+    found, expected = (loss_of(x, **options)(*given) for x in ("cudnn", "reference"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("by_xla")
 def test_rows_of_a_batch_over_devices():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -224,22 +259,22 @@ def test_without_cudnn_loops_over_tiles_run(monkeypatch):
         attn.dot_product_attention(*given, implementation="cudnn")
 
 
+NO_BAND = "its mask is neither causal nor a window of the past"
 REFUSED = {
-    "scale": ({"scale": 0.5}, "it has a scale, sinks or dropout"),
-    "sinks": ({"sinks": jnp.zeros(N)}, "it has a scale, sinks or dropout"),
-    "dropout": (
-        {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)},
-        "it has a scale, sinks or dropout",
-    ),
-    "residual": ({"return_residual": True}, "returns the residual"),
+    "scale": ({"scale": 0.5}, "it asks for a scale"),
+    "a scale that may move": ({"scale": jnp.float32(H**-0.5)}, "it asks for a scale"),
+    "sinks": ({"sinks": jnp.zeros(N)}, "it asks for sinks"),
+    "dropout": ({"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}, "it asks for dropout"),
+    "residual": ({"return_residual": True}, "it asks for the log-sum-exp"),
+    "more": ({"sinks": jnp.zeros(N), "scale": 2}, "it asks for a scale, sinks"),
     "bias": ({"bias": jnp.zeros((T, T))}, "it changes scores"),
     "score": ({"score": scores.SoftCap(5.0)}, "it changes scores"),
-    "mask": ({"mask": masks.Segments(np.zeros((2, T), int))}, "its mask is more than causal"),
-    "lengths": ({"key_value_seq_lengths": jnp.array([3, 4])}, "its mask is more than causal"),
-    "ahead": ({"local_window_size": (4, 1)}, "its mask is more than causal"),
-    "past": ({"mask": masks.Causal(offset=-1)}, "its mask is more than causal"),
-    "traced": ({"mask": masks.Causal(offset=jnp.array(0))}, "its mask is more than causal"),
-    "or": ({"mask": masks.Causal() | masks.Window(left=1)}, "its mask is more than causal"),
+    "mask": ({"mask": masks.Segments(np.zeros((2, T), int))}, NO_BAND),
+    "lengths": ({"key_value_seq_lengths": jnp.array([3, 4])}, NO_BAND),
+    "ahead": ({"local_window_size": (4, 1)}, NO_BAND),
+    "past": ({"mask": masks.Causal(offset=-1)}, NO_BAND),
+    "traced": ({"mask": masks.Causal(offset=jnp.array(0))}, NO_BAND),
+    "or": ({"mask": masks.Causal() | masks.Window(left=1)}, NO_BAND),
 }
 
 
@@ -265,7 +300,8 @@ def test_what_is_refused_says_why_and_runs_where_nothing_is_named(name, monkeypa
         ({"width": 136}, {}, "its heads are 136 wide"),
         ({"value_width": 32}, {}, "its heads are 64 wide, its values 32"),
         ({"num_keys": 256}, {"is_causal": True}, "it is causal, 128 x 256"),
-        ({}, {"scale": 0.1}, "it has a scale"),
+        ({}, {"scale": 0.1}, "it asks for a scale"),
+        ({}, {"scale": 64**-0.5}, None),
         ({}, {}, None),
         ({"num_keys": 255}, {}, None),
         ({"num_keys": 256}, {}, None),

@@ -143,23 +143,6 @@ def test_where_nothing_is_named_loops_over_tiles_run_unless_it_is_for_a_hopper()
 
 
 @pytest.mark.parametrize(
-    ("here", "dtype", "expected"),
-    [
-        ("9.0", "bfloat16", OF_KERNELS["gpu"]),
-        ("9.0", "float32", OF_KERNELS["gpu"]),
-        ("9.0", "float64", None),
-        ("8.0", "bfloat16", None),
-        (None, "bfloat16", None),
-    ],
-)
-def test_tiles_are_of_its_sides_where_it_runs_alone(here, dtype, expected):
-    """Loops over tiles, which run elsewhere, are faster with larger ones."""
-    with jax.enable_x64(True), attn.compiled_for("gpu", here):
-        x = jax.ShapeDtypeStruct((1, 512, 4, 64), dtype)
-        assert kernels.sides_of(x, x, None) == expected
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"width": 320, "value_width": 64}, "its heads are 320 wide, more than 256"),
@@ -410,7 +393,7 @@ HALF = [
     *("plain", "segments, lengths", "a user's score function", "relative bias", "width 192"),
     *("width 256", "any length", "dense", "a cap that is given", "quotients and signs", "bias"),
     *("long", "relative bias of long rows", "a table of offsets", "derivatives of their own"),
-    "few queries",
+    *("few queries", "inverses", "remainders"),
 ]
 SINGLE = ["float32", "float32, 128 wide"]
 
