@@ -2,7 +2,8 @@
 
 A function of pairs is differentiated as it is written, and of the result every operation is
 replaced that has something in its place: so a derivative is of what was asked for, not of how it is
-computed. Errors are those of float32; float64, which no hardware of these kernels has, is exact.
+computed. Errors are those of float32, in which half precision is computed too and then rounded;
+float64, which no hardware of these kernels has, is exact.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from jaxtyping import Array
 from attn.kernels.lacking import called, dtypes_of
 
 LOG_2 = math.log(2)
+HALF = jnp.bfloat16, jnp.float16
 
 
 def acosh(x: Array, **_: Any) -> Array:
@@ -133,6 +135,8 @@ class Operations:
                 found = self._run(inside, operands)
             elif name in self.instead:
                 found = self._replaced(name, operands, params)
+                dtypes = (x.aval.dtype for x in equation.outvars)
+                found = [x.astype(dtype) for x, dtype in zip(found, dtypes, strict=True)]
             else:
                 found = equation.primitive.bind(*operands, **params)
                 found = found if equation.primitive.multiple_results else [found]
@@ -144,4 +148,5 @@ class Operations:
         instead = {other: x for other, x in self.instead.items() if other != name}
         rest = dataclasses.replace(self, instead=instead)
         operands = [jnp.asarray(x) if isinstance(x, np.generic) else x for x in operands]
+        operands = [x.astype(jnp.float32) if x.dtype in HALF else x for x in operands]
         return jax.tree.leaves(rest.done(lambda *x: self.instead[name](*x, **params), *operands))

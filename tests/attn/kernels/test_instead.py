@@ -68,6 +68,18 @@ def test_what_stands_for_an_operation_is_the_same(name, of_jax, arguments):
     jax.tree.map(close, OF_GPU.instead[name](*arguments), of_jax(*arguments))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["asinh", "cbrt", "erf", "erfc", "expm1", "log1p", "sinh", "sqrt"])
+def test_half_precision_is_rounded_once(name, dtype):
+    x, function = jnp.asarray(jnp.linspace(0.01, 4, 99), dtype), getattr(lax, name)
+    found = OF_GPU.done(function, x)
+    assert found.dtype == x.dtype
+    exact = np.asarray(function(x.astype(jnp.float32)), np.float64)
+    error = np.abs(np.asarray(found, np.float64) - exact)
+    limits = jnp.finfo(dtype)
+    assert np.all(error <= 0.51 * float(limits.eps) * np.maximum(np.abs(exact), float(limits.tiny)))
+
+
 def test_powers_of_floats_are_the_same():
     x = jnp.concatenate([NUMBERS, -NUMBERS[NUMBERS != 0], HALVES])
     y = jnp.array([0, 0.5, 1, -1.5, 2, -3, jnp.inf, jnp.nan])
