@@ -28,7 +28,6 @@ IMPLEMENTATIONS = {
 """Name to ``function(query, key, value, *Resolved) -> (output, lse)``; None is what runs if none is
 named: kernels where the platform has some that take the call, blockwise elsewhere."""
 
-NAMES = tuple(name for name in IMPLEMENTATIONS if name is not None)
 SYNONYMS = {"xla": "blockwise"}
 """What ``jax.nn.dot_product_attention`` calls them."""
 
@@ -196,11 +195,12 @@ def asked_beside(query: Any, scale: Any, sinks: Any, return_residual: Any) -> tu
     return tuple(name for name, is_asked in more if is_asked)
 
 
-def chosen(implementation: Any, names: Iterable[str] = NAMES) -> Any:
-    """Returns which of the names was meant, or None, or raises ValueError."""
+def chosen(implementation: Any, names: Iterable[str] | None = None) -> Any:
+    """Returns which of the names, or of ``IMPLEMENTATIONS``, was meant, or raises ValueError."""
     if implementation is None:
         return None
     is_name = isinstance(implementation, str)
     name = SYNONYMS.get(implementation, implementation) if is_name else implementation
-    arguments.check_choice("implementation", name, names)
+    of_all = (name for name in IMPLEMENTATIONS if name is not None)
+    arguments.check_choice("implementation", name, of_all if names is None else names)
     return name
