@@ -23,6 +23,8 @@ from experiments.checks import check
 AXES = ("run", "sequence", "data", "model")
 """In the order in which ``jax.shard_map`` is over them, one inside the other: XLA of jax 0.11 ends
 the process at any other."""
+LINKS = ("run", "data", "sequence", "model")
+"""The same, those first along which least is sent: along the last are the nearest devices."""
 
 OF_PARAMETERS = {
     ("query", "kernel"): (None, "model", None),
@@ -96,9 +98,10 @@ def build_mesh(shape: MeshConfig, most_groups: int, devices: Sequence[Any] | Non
             f"leaves no device of the {len(every)} for process {min(idle)}; expected a product "
             "that divides the number of devices"
         )
-    sizes = (groups, *(getattr(shape, name) for name in AXES[1:]))
+    sizes = (groups, *(getattr(shape, name) for name in LINKS[1:]))
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, types, devices=used)
+    placed = jax.make_mesh(sizes, LINKS, types, devices=used).devices
+    return Mesh(placed.transpose([LINKS.index(name) for name in AXES]), AXES, types)
 
 
 def split_rows(batch: Any) -> Any:

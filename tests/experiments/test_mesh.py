@@ -175,6 +175,18 @@ def test_what_the_mesh_cannot_cut_is_said():
     assert describe_mesh(config) == "data 1 x sequence 1 x model 3 devices a run"
 
 
+def test_the_nearest_devices_are_along_the_axes_that_most_is_sent_along():
+    mesh = build_mesh(MeshConfig(data=2, sequence=2, model=2), 1)
+    places = np.vectorize(lambda x: x.id)(mesh.devices)
+    steps = {name: np.unique(np.diff(places, axis=n)) for n, name in enumerate(mesh.axis_names)}
+    assert {name: list(x) for name, x in steps.items()} == {
+        "run": [],
+        "sequence": [2],
+        "data": [4],
+        "model": [1],
+    }
+
+
 @pytest.mark.parametrize(("version", "runs"), [((0, 11, 2), 1), ((0, 10, 2), 2)])
 def test_what_xla_cannot_compile_is_refused(version, runs, monkeypatch):
     """Two runs at a time, each cut along two axes: XLA of jax 0.11 ends the process."""
