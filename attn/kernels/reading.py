@@ -163,7 +163,8 @@ class Reader:
         name, shapes = equation.primitive.name, [tuple(x.aval.shape) for x in equation.outvars]
         if name in SHIFTED and {x.depends for x in operands} == {QUERY, KEY}:
             rank = len(shapes[0])
-            return [(rank - 2, rank - 1) if rank > 1 else None]
+            is_offset = rank > 1 and self.nearest(operands) is not None
+            return [(rank - 2, rank - 1) if is_offset else None]
         if not all(x.axes or not x.depends for x in operands):
             return [None for _ in shapes]
         return [followed(name, equation.params, operands, shape) for shape in shapes]
@@ -175,17 +176,14 @@ class Reader:
     def of_offsets(self, x: Value) -> Value:
         """Returns a tile of what is known of each offset of a key from a query."""
         if x.axes != (len(x.shape) - 2, len(x.shape) - 1):
-            raise Refused(f"its function of pairs is not elementwise: {x.operation.name} of pairs")
+            raise Refused(_of_pairs(x.operation.name))
         found, left = {x}, [x]
         while left:
             of_pairs = {y for y in left.pop().operands if y.axes}
             left += of_pairs - found
             found |= of_pairs
         firsts = [y for y in found if {z.depends for z in y.operands} == {QUERY, KEY}]
-        nearest = {y: self.nearest(y.operands) for y in firsts}
-        if None in nearest.values():
-            raise Refused("its function of pairs is not elementwise, nor of offsets")
-        params = {"nearest": nearest}
+        params = {"nearest": {y: self.nearest(y.operands) for y in firsts}}
         made = Value(PAIR, x.shape, x.dtype, x.shape, x.operation, params, (x,))
         made = dataclasses.replace(made, is_inner=True, is_diagonal=True)
         return self.made.setdefault(("of_offsets", x), made)
@@ -334,17 +332,22 @@ class Reader:
             if not is_inner or all(after == before for after, before in moves if after >= -2):
                 return tuple(narrow), False
         if name in RESHAPES and x is not None and rank >= 2 and shape[-2:] == x.shape[-2:]:
-            lanes = (1,) * (rank - 2) if is_inner or math.prod(x.narrow[:-2]) == 1 else None
-            if lanes is not None:
-                return (*lanes, *x.narrow[-2:]), False
+            is_same = is_inner or math.prod(x.narrow[:-2]) == 1
+            lanes = (1,) * (rank - 2) if is_same else shape[:-2]
+            return (*lanes, *x.narrow[-2:]), False
         if is_inner:
-            own = name.startswith("custom_")
-            why = "has a derivative of its own" if own else "is not elementwise"
-            raise Refused(f"its function of pairs {why}: {name} of pairs")
+            raise Refused(_of_pairs(name))
         for x in operands:
             if x.narrow != x.shape and math.prod(x.shape) > self.most:
                 raise Refused(f"its function of pairs makes them of queries or keys: {name}")
         return shape, False
+
+
+def _of_pairs(name: str) -> str:
+    """Returns why an operation that is of pairs keeps a call from kernels."""
+    if name.startswith("custom_"):
+        return f"its function of pairs has a derivative of its own: {name} of pairs"
+    return f"its function of pairs is not elementwise, nor of offsets: {name} of pairs"
 
 
 def _depends(operands: Sequence[Value]) -> frozenset[str]:

@@ -174,8 +174,13 @@ def _applied(x: Value, operands: list[Any], sides: tuple[int, int] | None) -> An
     if name == "broadcast_in_dim":
         axes = x.params["broadcast_dimensions"]
         return lax.broadcast_in_dim(operands[0], narrow, axes)
-    if name in RESHAPES and math.prod(narrow) == operands[0].size:
-        return jnp.reshape(operands[0], narrow)
+    if name in RESHAPES:
+        (y,) = x.operands
+        lanes = *y.shape[:-2], *shape_of(y, sides, is_narrow=True)[-2:]
+        if math.prod(narrow) == operands[0].size:
+            return jnp.reshape(operands[0], narrow)
+        if math.prod(narrow) == math.prod(lanes):  # Its lanes alone are repeated.
+            return jnp.reshape(jnp.broadcast_to(operands[0], lanes), narrow)
     # What is not of pairs stands next to what is.
     beside = next((y.axes for y in x.operands if y.axes), None) if name in JOINS else None
     shapes = [_with_sides(y.shape, y.axes or beside, sides) for y in x.operands]

@@ -251,31 +251,31 @@ REFUSED = {
     ),
     "a table of what may not be less than 0": (
         lambda x, i, j, p: p + x["table"][jnp.int32(jnp.greater(*map(jnp.uint32, places(i, j))))],
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "a table of small integers": (
         lambda x, i, j, p: (
             p + x["table"][jnp.int32(jnp.greater(*(jnp.int8(n + 60) for n in places(i, j))))]
         ),
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "a table of booleans": (
         lambda x, i, j, p: p + x["table"][jnp.int32(jnp.equal(*(n > 0 for n in places(i, j))))],
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "a table of what is not an offset": (
         lambda x, i, j, p: p + x["table"][(places(i, j)[1] - 2 * places(i, j)[0]) % 7],
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "a table of offsets of what is not known": (
         lambda x, i, j, p: p + x["table"][(places(i, j)[1] + x["ids"][0, 0] - places(i, j)[0]) % 7],
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "a table of offsets of rounded places": (
         lambda x, i, j, p: (
             p + x["table"][jnp.int32(jnp.subtract(*map(jnp.bfloat16, (places(i + 99, j))))) % 7]
         ),
-        "nor of offsets",
+        "nor of offsets: .* of pairs",
     ),
     "some of the offsets": (
         lambda x, i, j, p: p + jnp.flip(x["table"][offsets(i, j) % 7], -1)[..., :1],

@@ -101,7 +101,7 @@ def _(primals, tangents):
 def test_a_derivative_of_more_than_pairs_is_blockwise_or_said():
     change = lambda s, at, _: shared(s)  # noqa: E731
     assert kernels_in(lambda *x: total(*x, score=change), X, X, X) == 0
-    with pytest.raises(ValueError, match="not elementwise: reduce_sum of pairs"):
+    with pytest.raises(ValueError, match="nor of offsets: reduce_sum of pairs"):
         kernels_in(lambda *x: total(*x, score=change, implementation="fused"), X, X, X)
 
 

@@ -1,0 +1,96 @@
+"""What kernels take at sizes of use: masks and scores of every kind, alone and together.
+
+Numbers are compared elsewhere, in tiles of a few pairs; whether a value is too large to be made
+outside of a kernel is decided by sizes.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn import masks, scores
+
+B, N, K, T, S, H = 3, 4, 2, 1024, 512, 64
+RNG = np.random.default_rng(0)
+
+
+def integers(*shape):
+    return RNG.integers(1, 9, shape).astype(np.int32)
+
+
+def floats(*shape):
+    return RNG.random(shape).astype(np.float32) + 0.1
+
+
+SEEN, TABLE, IDS = integers(S) > 2, integers(N, 16) > 2, integers(B, S)
+MASKS = {
+    "causal": masks.Causal(),
+    "causal, at the end": masks.Causal(S - T),
+    "causal, at places of rows": masks.Causal(integers(B)),
+    "window": masks.Window(37, 5),
+    "segments": masks.Segments(integers(B, T), IDS),
+    "segments of all rows": masks.Segments(integers(T), integers(S)),
+    "lengths of keys": masks.Lengths(key=integers(B)),
+    "lengths of queries": masks.Lengths(query=integers(B)),
+    "lengths": masks.Lengths(integers(B), integers(B)),
+    "prefix": masks.Prefix(integers(B)),
+    "strided": masks.Strided(3),
+    "dilated": masks.Dilated(9, 0, 4),
+    "a function of places": masks.Where(lambda at: (at.query * 3 + at.key + at.head) % 5 > 0),
+    "a function of what is known of keys": masks.Where(lambda at: jnp.asarray(SEEN)[at.key]),
+    "a table of offsets": masks.Where(
+        lambda at: jnp.asarray(TABLE)[at.head, jnp.clip(at.query - at.key, 0, 15)]
+    ),
+    "dense": masks.Dense(np.ones((T, S), bool)),
+    "dense, of keys": masks.Dense(np.ones((B, 1, 1, S), bool)),
+    "dense, of queries": masks.Dense(np.ones((B, 1, T, 1), bool)),
+    "dense, of heads": masks.Dense(np.ones((N, T, S), bool)),
+}
+SCORES = {
+    "cap": scores.SoftCap(floats(N)),
+    "ALiBi": scores.ALiBi(floats(N)),
+    "relative bias": scores.RelativeBias(floats(16, N)),
+    "log length": scores.LogLength(0.1),
+    "two": scores.Chain(scores.ALiBi(floats(N)), scores.SoftCap(5.0)),
+    "a slope": lambda s, at, _: jnp.tanh(s) - 0.1 * at.head * jnp.abs(at.query - at.key),
+    "of keys": lambda s, at, _: s + jnp.asarray(SEEN)[at.key],
+    "of heads and keys": lambda s, at, _: s + jnp.ones((N, S))[at.head, at.key],
+    "of queries and keys": lambda s, at, _: s + jnp.ones(T)[at.query] * jnp.ones(S)[at.key],
+    "a table of offsets": lambda s, at, _: (
+        s + jnp.ones((N, 33))[at.head, jnp.clip(at.key - at.query, -16, 16) + 16]
+    ),
+    "of a derivative of its own": lambda s, at, _: jax.nn.softplus(s) * at.head,
+}
+BIASES = [(N, T, S), (T, S), (B, 1, 1, S), (1, 1, S), (N, 1, 1), (B, N, T, S), (B, 1, T, 1)]
+CALLS = {
+    **{name: {"mask": mask} for name, mask in MASKS.items()},
+    **{f"not {name}": {"mask": ~mask} for name, mask in MASKS.items()},
+    **{
+        f"{name}, {score}": {"mask": masks.Causal() & MASKS[name], "score": SCORES[score]}
+        for name, score in zip(MASKS, itertools.cycle(SCORES))
+    },
+    **{f"{name}, offsets": {"mask": MASKS["a table of offsets"] & MASKS[name]} for name in MASKS},
+    **{
+        f"lengths of keys, {score}": {"mask": MASKS["lengths of keys"], "score": SCORES[score]}
+        for score in SCORES
+    },
+    **{
+        f"lengths of keys, a bias {shape}": {
+            "mask": MASKS["lengths of keys"],
+            "bias": jax.ShapeDtypeStruct(shape, "float32"),
+        }
+        for shape in BIASES
+    },
+}
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("name", CALLS)
+def test_kernels_take_it(name, platform):
+    query, key = (jax.ShapeDtypeStruct((B, *shape, H), "bfloat16") for shape in ((T, N), (S, K)))
+    found = attn.explain(query, key, key, **CALLS[name], platform=platform)
+    assert found.implementation == "fused", found.refused["fused"]
