@@ -1,5 +1,7 @@
 """What every test runs under. Must come before the first import of attn: it adds type checks."""
 
+import functools
+
 import jaxtyping
 
 # The annotations of these modules are contracts between our own functions. What a user calls
@@ -17,6 +19,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """What is compiled here is run once."""
+    from tests.attn import cases
+
+    with pytest.MonkeyPatch.context() as patch:
+        options = cases.quick_to_compile()
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        yield
 
 
 @pytest.fixture

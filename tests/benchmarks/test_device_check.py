@@ -31,6 +31,7 @@ from benchmarks.device_check.check import Check
 from benchmarks.device_check.sizes import Sizes
 from benchmarks.device_check.summary import Bar, ratio_of
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = Sizes(
     dtype="float32",

@@ -1,6 +1,10 @@
 """The table of few queries, of few keys."""
 
+import pytest
+
 from benchmarks import few_queries
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def test_it_has_a_line_for_every_shape(capsys, monkeypatch):

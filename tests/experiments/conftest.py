@@ -1,24 +1,12 @@
 """What several files of tests here run under."""
 
-import functools
 import os
 import shutil
 
 import jax
 import pytest
 
-from tests.attn import cases
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """What is compiled here is run once."""
-    with pytest.MonkeyPatch.context() as patch:
-        options = cases.quick_to_compile()
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ FULL = sorted((ROOT / "configs" / "full").glob("*.py"))
 
 
 def first_model(path):
-    """The first model of a config, of two layers at most: more are compiled like them."""
+    """The first model of a config, of one layer: more are compiled like it."""
     (config,) = experiments.run.parse(path, []).values()
-    layers = ",num_layers=2" if config.model.num_layers > 2 else ""
+    layers = "" if "num_layers" in config.models[0] else ",num_layers=1"
     return f"{config.models[0]}{layers}"
 
 
