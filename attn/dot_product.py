@@ -5,6 +5,7 @@ heads (K divides N), H head width, V value width.
 """
 
 import functools
+import math
 import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
@@ -189,8 +190,9 @@ def run(
 def asked_beside(query: Any, scale: Any, sinks: Any, return_residual: Any) -> tuple[str, ...]:
     """Returns what is asked for beside the output at the usual scale, in words."""
     arguments.check_flag("return_residual", return_residual)
-    usual = np.float32(1 / np.sqrt(query.shape[-1]))
-    is_usual = scale is None or (isinstance(scale, numbers.Real) and np.float32(scale) == usual)
+    width, is_usual = query.shape[-1], scale is None
+    if isinstance(scale, numbers.Real) and isinstance(width, int):
+        is_usual = math.isclose(scale, 1 / math.sqrt(width), rel_tol=np.finfo(np.float32).eps / 2)
     more = ("a scale", not is_usual), ("sinks", sinks is not None), (LSE, return_residual)
     return tuple(name for name, is_asked in more if is_asked)
 

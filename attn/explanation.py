@@ -109,7 +109,8 @@ def explain(
       ('blockwise', {'full': 120, 'mixed': 16, 'empty': 120})
     """
     named = dot_product.chosen(implementation)
-    is_divided = any(map(_is_divided, (query, key, value, bias)))
+    given = query, key, value, bias, mask, sinks, *options.values()
+    is_divided = any(map(_is_divided, jax.tree.leaves(given)))
 
     def check(query, key, value, bias, sinks):
         query, key, value = arguments.arrays(query=query, key=key, value=value)

@@ -46,7 +46,7 @@ from attn.spread import shares_of
 from attn.target import target
 from attn.tiles import OF_KERNELS, TileSizes
 
-WIDE = 2**11
+WIDE = 2**12
 """Bytes of a row of query and value, from which on fast memory of a TPU has room for less."""
 
 

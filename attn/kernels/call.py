@@ -81,7 +81,8 @@ def taken_apart(plan: Plan, context: Context, inputs: Inputs, *, interpret: bool
 
     shape = (*plan.batch, plan.num_key_heads, plan.num_heads // plan.num_key_heads, *sides)
     scores = example(shape, inputs.query.dtype, varying(context, inputs))
-    pairs = split(of_tile, grid.counts, operands_of(context, inputs), scores)
+    operands = operands_of(context, inputs)
+    pairs = split(of_tile, grid.counts, operands, scores, is_grouped=True)
     widths = inputs.key.shape[-2], inputs.value.shape[-2]
     return Call(plan, pairs, inputs.query.dtype, is_masked, has_dropout, widths, interpret)
 

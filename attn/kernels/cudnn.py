@@ -85,7 +85,7 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
             f"its heads are {width} wide, no multiple of 8 up to {WIDEST}",
         ),
         (
-            right != 0 and (left, right) != (None, None),
+            (right != 0 and (left, right) != (None, None)) or (left is not None and left < 0),
             "its mask is neither causal nor a window of the past",
         ),
         (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),

@@ -124,7 +124,14 @@ class Split:
         return computed(self.results[which], {**known, self.scores: scores})
 
 
-def split(function: Callable, counts: tuple[int, int], operands: Any, scores: Any) -> Split:
+def split(
+    function: Callable,
+    counts: tuple[int, int],
+    operands: Any,
+    scores: Any,
+    *,
+    is_grouped: bool = False,
+) -> Split:
     """Takes apart ``function(operands, i, j, row, scores)``, which returns values of pairs.
 
     Args:
@@ -133,6 +140,7 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
       counts: how many tiles of queries and of keys there are.
       operands: a pytree of arrays or their types.
       scores: the type of the scores of a tile.
+      is_grouped: whether its last two leading axes may also be one, as those of heads are.
 
     Raises:
       Refused: if what depends on both indices is not elementwise.
@@ -151,7 +159,8 @@ def split(function: Callable, counts: tuple[int, int], operands: Any, scores: An
     of_scores = named(of_scores, PAIR, is_inner=True)
     *lanes, rows, columns = scores.shape
     distances = Distances(counts, (rows, columns))
-    reader = Reader(given[-3:], distances, most=16 * math.prod(lanes) * max(rows, columns))
+    most = 16 * math.prod(lanes) * max(rows, columns)
+    reader = Reader(given[-3:], distances, most, tuple(lanes), is_grouped=is_grouped)
     consts = [reader.constant(x) for x in closed.consts]
     results = reader.settled(reader.values(closed.jaxpr, (*given, of_scores), consts))
     inputs: dict[Value, None] = {}

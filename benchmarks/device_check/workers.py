@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 
+from attn.testing.subject import summary
 from benchmarks.machine import machine
 
 MOST_PROCESSES = 12
 """Each takes half a gigabyte of the GPU's memory, and seconds to begin."""
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds that a process is given for what it has begun, after all time is over."""
 LONGEST = 1e6
 """Seconds that may be waited for."""
@@ -44,8 +45,8 @@ def side_by_side(
       function: of a module; what it is given and returns, one process can send another.
       items: what it is given.
       until: when none begins any more, by ``time.monotonic``.
-      lost: what is yielded in the place of ``function`` for an item whose process ended, or did
-        not: it is given the item and which of these it was.
+      lost: what is yielded in the place of ``function`` for an item whose process raised, ended,
+        or did not: it is given the item and which of these it was.
     """
     cores = machine()["cores"]
     count = min(len(items), MOST_PROCESSES, max(1, cores * 3 // 4)) if are_processes() else 0
@@ -60,8 +61,9 @@ def side_by_side(
             return function(*item)
         worker = workers.get()
         try:
-            return worker.done(functools.partial(function, *item), until + PATIENCE)
-        except (EOFError, TimeoutError) as error:
+            found, raised = worker.done(functools.partial(function, *item), until + PATIENCE)
+            return found if raised is None else lost(*item, raised)
+        except (EOFError, OSError) as error:
             worker.kill()
             worker = _Process()
             return lost(*item, NOT_ENDED if isinstance(error, TimeoutError) else ENDED)
@@ -86,7 +88,7 @@ class _Process:
         self._process.start()
         theirs.close()  # So that reading ends where the process does.
 
-    def done(self, task: Callable[[], Any], until: float) -> Any:
+    def done(self, task: Callable[[], Any], until: float) -> tuple[Any, str | None]:
         """Returns what a task does; raises EOFError if its process ends, TimeoutError if late."""
         self._pipe.send(task)
         if not self._pipe.poll(min(max(0.0, until - time.monotonic()), LONGEST)):
@@ -101,4 +103,9 @@ class _Process:
 
 def _serve(pipe: Any) -> None:
     while True:
-        pipe.send(pipe.recv()())
+        task = pipe.recv()
+        try:
+            answer = task(), None
+        except Exception as error:
+            answer = None, summary(error)
+        pipe.send(answer)

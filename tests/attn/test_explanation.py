@@ -268,6 +268,11 @@ def test_what_is_over_several_devices_is_divided():
         assert found.refused["fused"].startswith("XLA divides it over devices")
         with pytest.raises(ValueError, match="XLA divides it over devices"):
             attn.explain(x, x, x, platform=platform, implementation="fused")
+    whole, ids = shape(2, 512, 4, 64, dtype="bfloat16"), jnp.zeros((2, 512), int)
+    sinks = jax.ShapeDtypeStruct((2, 4), "float32", sharding=spread)
+    for more in ({"mask": masks.Segments(jax.device_put(ids, spread))}, {"sinks": sinks}):
+        found = attn.explain(whole, whole, whole, platform="tpu", **more)
+        assert found.implementation == "blockwise"
     array = jax.device_put(jnp.zeros(x.shape, x.dtype), spread)
     assert attn.explain(array, array, array, platform="tpu").implementation == "blockwise"
     one = jax.device_put(array, jax.devices()[0])

@@ -175,6 +175,15 @@ def test_vmap_over_any_axis(implementation):
         assert_close(gradient, expected["gradient"], **FLOAT64)
 
 
+def test_export_with_a_symbolic_width():
+    """Of which the scale is not known, but may be given."""
+    (width,) = jax.export.symbolic_shape("h")
+    attend = jax.jit(lambda x: attn.dot_product_attention(x, x, x, scale=0.25))
+    exported = jax.export.export(attend)(jax.ShapeDtypeStruct((1, 16, 2, width), jnp.float32))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 2, 8)), jnp.float32)
+    np.testing.assert_allclose(exported.call(x), attend(x), rtol=1e-5, atol=1e-6)
+
+
 def test_export_with_symbolic_batch_and_lengths():
     """One program for all of them: values, gradients and Hessian-vector products."""
     batch, queries, keys = jax.export.symbolic_shape("b, t, s")

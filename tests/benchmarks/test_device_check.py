@@ -198,13 +198,39 @@ def spoils(n, bad, how):
     return n
 
 
-@pytest.mark.parametrize("how", [functools.partial(os._exit, 6), functools.partial(math.sqrt, -1)])
-def test_an_item_that_ends_its_process_is_lost_alone(monkeypatch, how):
+def kill_workers():
+    """Those that wait for something to do."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (functools.partial(os._exit, 6), workers.ENDED),
+        (functools.partial(math.sqrt, -1), "ValueError: math domain error"),
+    ],
+)
+def test_an_item_that_ends_its_process_is_lost_alone(monkeypatch, how, why):
     monkeypatch.setattr(workers, "are_processes", lambda: True)
     items = [(n, 2, how) for n in range(4)]
     found = workers.side_by_side(spoils, items, math.inf, lambda *x: f"lost {x[0]}: {x[-1]}")
-    assert list(found) == [0, 1, f"lost 2: {workers.ENDED}", 3]
+    assert list(found) == [0, 1, f"lost 2: {why}", 3]
     assert list(workers.side_by_side(spoils, items, -math.inf, spoils)) == [None] * 4
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_ends_while_it_waits_is_replaced(monkeypatch):
+    monkeypatch.setattr(workers, "are_processes", lambda: True)
+    monkeypatch.setattr(workers, "MOST_PROCESSES", 1)
+    items = [(n, -1, None) for n in range(3)]
+    found = workers.side_by_side(spoils, items, math.inf, lambda *x: x[-1])
+    first = next(found)
+    kill_workers()
+    assert first == 0
+    # What it had been given then may be lost or done.
+    assert set(found) <= {1, 2, workers.ENDED}
     assert not multiprocessing.active_children()
 
 

@@ -14,8 +14,10 @@ __all__ = ["backward", "check", "forward"]
 
 LANES = 128
 """Of a register: sides of tiles are multiples."""
-MOST_TILES = 2**17
-"""As many as a list of them has room for, where a kernel can read it."""
+MOST_TILES = 2**17 - 2**12
+"""Of which two lists have room in the megabyte that a kernel can read them from, beside others."""
+MOST_ROWS = 2**15
+"""Or columns, of which a number in such a list has half."""
 MOST_DISTANCES = 2**19
 """As many sums along diagonals as there is room for in a chip's fast memory."""
 
@@ -32,8 +34,8 @@ def check(call: Call) -> None:
         raise Refused(f"it is computed in {call.dtype}")
     refuse_lacking(call, OPERATIONS.lack)
     rows, columns = (share.count for share in shares_of(grid, call.plan.ring))
-    if rows * columns > MOST_TILES:
-        raise Refused(f"it has more than {MOST_TILES} tiles")
+    if rows * columns > MOST_TILES or max(rows, columns) > MOST_ROWS:
+        raise Refused(f"it has {rows} x {columns} tiles, more than {MOST_TILES}")
     distances = call.pairs.distances.count * sum(sides)
     if distances > MOST_DISTANCES and any(x.is_diagonal for x in call.pairs.inputs):
         raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")

@@ -158,6 +158,10 @@ CASES = {
         sizes(),
         lambda q, k, v: attend(q, k, v, dropout_rate=0.1, dropout_rng=jax.random.key(0)),
     ),
+    "long, wide": (
+        sizes(**(LONG | {"H": 256, "dtype": "float32"})),
+        lambda q, k, v: attend(q, k, v, **causal),
+    ),
     "long": (
         sizes(**LONG),
         lambda q, k, v: attend(q, k, v, local_window_size=(4096, 0)),

@@ -274,6 +274,7 @@ REFUSED = {
     "ahead": ({"local_window_size": (4, 1)}, NO_BAND),
     "past": ({"mask": masks.Causal(offset=-1)}, NO_BAND),
     "traced": ({"mask": masks.Causal(offset=jnp.array(0))}, NO_BAND),
+    "before itself alone": ({"mask": masks.Window(0, offset=1) & masks.Causal()}, NO_BAND),
     "or": ({"mask": masks.Causal() | masks.Window(left=1)}, NO_BAND),
 }
 

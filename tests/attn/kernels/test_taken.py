@@ -13,6 +13,7 @@ import pytest
 
 import attn
 from attn import masks, scores
+from attn.overrides import KERNELS
 
 B, N, K, T, S, H = 3, 4, 2, 1024, 512, 64
 RNG = np.random.default_rng(0)
@@ -86,6 +87,64 @@ CALLS = {
         for shape in BIASES
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken"), [((352 * 512, 360 * 512), True), ((353 * 512, 360 * 512), False)]
+)
+def test_a_tpu_has_room_for_so_many_tiles(shape, taken):
+    query, key = (jax.ShapeDtypeStruct((1, n, 1, 64), "bfloat16") for n in shape)
+    found = attn.explain(query, key, key, platform="tpu")
+    assert (found.implementation == "fused") == taken
+    if not taken:
+        assert found.refused["fused"] == "it has 353 x 360 tiles, more than 126976"
+
+
+def flat(s, factors):
+    return jnp.reshape(s, (-1, *s.shape[-2:])) * factors[:, None, None]
+
+
+LANES = {
+    "a key head and its queries": lambda s, at, _: (
+        jnp.reshape(s, (B, K, N // K, *s.shape[-2:])) * jnp.arange(1.0, 1 + K)[:, None, None, None]
+    ).reshape(s.shape),
+    "heads": lambda s, at, _: s * jnp.arange(1.0, 1 + N)[:, None, None] + at.head,
+    "all rows and heads as one": lambda s, at, _: flat(s, jnp.arange(1.0, 1 + B * N)).reshape(
+        s.shape
+    ),
+    "heads, then rows": lambda s, at, _: (
+        jnp.reshape(s, (N, B, *s.shape[-2:])) * jnp.arange(1.0, 1 + N)[:, None, None, None]
+    ).reshape(s.shape),
+    "heads of another number": lambda s, at, _: (
+        jnp.reshape(s, (B, N, 1, *s.shape[-2:])) * jnp.arange(1.0, 1 + N)[:, None, None, None]
+    ).reshape(s.shape),
+}
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_leading_axes_stay_or_the_call_is_refused(name, monkeypatch):
+    """A kernel is in one lane at a time: what it makes of another order of them would be wrong."""
+    x = jnp.asarray(RNG.normal(size=(B, 9, N, 8)), jnp.float32)
+    key = x[:, :, :K]
+
+    def of(implementation):
+        loss = lambda x: jnp.sum(  # noqa: E731
+            jnp.sin(
+                attn.dot_product_attention(
+                    x, key, key, score=LANES[name], implementation=implementation
+                )
+            )
+        )
+        return jax.value_and_grad(loss)(x)
+
+    for hardware in ("gpu", "tpu"):
+        monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": hardware, "interpret": True})
+        if name in ("a key head and its queries", "heads"):
+            for found, expected in zip(of("fused"), of("reference"), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        else:
+            with pytest.raises(ValueError, match="has other leading axes than scores"):
+                of("fused")
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -218,7 +218,7 @@ SOME = ["plain", "segments, lengths", "a user's score function", "width 256", "r
 EVERY = [
     *SOME,
     *("float16", "quotients and signs", "nothing of the score", "bias and mask, wide", "768 wide"),
-    *("a table of offsets", "derivatives of their own"),
+    *("a table of offsets", "derivatives of their own", "long, wide"),
     *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
     *(
         "one query",
