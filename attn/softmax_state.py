@@ -38,7 +38,7 @@ def finite(maximum: Float[Array, "*B Q"]) -> Float[Array, "*B Q"]:
     return jnp.where(jnp.isneginf(maximum), 0, maximum)
 
 
-def empty(queries: tuple[Any, ...], value_width: int, dtype: DTypeLike) -> SoftmaxState:
+def empty(queries: tuple[Any, ...], value_width: Any, dtype: DTypeLike) -> SoftmaxState:
     """Returns the state of queries ``(*B, Q)`` that have seen no key: the identity of ``merge``."""
     return SoftmaxState(
         maximum=jnp.full(queries, -jnp.inf, dtype),
