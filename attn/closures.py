@@ -13,11 +13,15 @@ gradient of what it read is summed over devices once, not in every tile.
 import dataclasses
 import enum
 import functools
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
@@ -67,19 +71,22 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
         arrays = _computed_once(closed, varying(examples))
         rest = functools.partial(_computed_of, closed, arrays)
         closed = jax.make_jaxpr(lambda *x: rest(jax.tree.leaves(x)))(*examples)
-    key = (str(closed.jaxpr), results, tuple(rules(closed.jaxpr)))
+    of_equations = (rules(list(x.params.values())) for x in closed.jaxpr.eqns)
+    key = (str(closed.jaxpr), results, tuple(itertools.chain.from_iterable(of_equations)))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
 
 
 def rules(parameters: Any) -> Iterator[Any]:
-    """Yields the functions among parameters of operations, as custom derivatives have them.
+    """Yields what tells apart parameters of operations whose text is the same.
 
-    Two that do the same are not told to be the same: what has such a rule is traced anew when it
-    is called again outside of ``jax.jit``.
+    That is functions, as custom derivatives have them, and arrays, as programs within have that
+    close over some. Two functions that do the same are not told to be the same: what has such a
+    rule is traced anew when it is called again outside of ``jax.jit``.
     """
     is_program = lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))  # noqa: E731
     for parameter in jax.tree.leaves(parameters, is_leaf=is_program):
         if is_program(parameter):
+            yield from map(_contents, getattr(parameter, "consts", ()))
             for equation in parameter.eqns:
                 yield from rules(list(equation.params.values()))
         # JAX's own functions cannot be called.
@@ -87,6 +94,14 @@ def rules(parameters: Any) -> Iterator[Any]:
             callable(parameter) and not isinstance(parameter, type)
         ):
             yield parameter if _is_hashable(parameter) else id(parameter)
+
+
+def _contents(x: Any) -> Any:
+    """Returns what an array holds, as far as it tells it from others."""
+    if isinstance(x, Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return id(x)
+    array = np.asarray(x)
+    return array.dtype, array.shape, hashlib.sha256(array.tobytes()).digest()
 
 
 def _is_hashable(x: Any) -> bool:

@@ -504,3 +504,32 @@ def test_a_bias_of_minus_infinity_is_a_mask_whatever_the_score(score, implementa
 
     found = laws(bias=np.where(lower, 0, -np.inf).astype(np.float32))
     assert_close(found, laws(is_causal=True), rtol=1e-5, atol=1e-5)
+
+
+def read_by(how, table):
+    """A function of heads that reads a table from within a program of its own."""
+    of_heads = jax.jit(lambda head: jnp.asarray(table)[head])
+    if how == "jit":
+        return of_heads
+    if how == "vmap of jit":
+        return jax.vmap(of_heads)
+    nothing = jnp.zeros((), jnp.float32)
+    return lambda head: jax.lax.fori_loop(0, 2, lambda _, x: x + of_heads(head) / 2, head * nothing)
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("how", ["jit", "vmap of jit", "loop of jit"])
+def test_what_a_program_within_reads_is_read_at_every_call(how, as_array):
+    """What it closes over is in no text of its operations."""
+    x = jnp.asarray(RNG.normal(size=(2, 9, 3, 4)), jnp.float32)
+    for table in ([1.0, 2.0, 3.0], [-3.0, 0.5, 1.0], [1.0, 2.0, 3.0]):
+        numbers = as_array(np.array(table, np.float32))
+        function = read_by(how, numbers)
+        mask = masks.Where(lambda at, f=function: (f(at.head) > 0) | (at.key <= at.query))
+        score = lambda s, at, _, f=function: s * f(at.head)  # noqa: E731
+        found = attn.dot_product_attention(x, x, x, mask=mask, score=score)
+        allowed = (numbers > 0)[:, None, None] | np.tri(9, dtype=bool)
+        expected, _ = oracle.dense(
+            x, x, x, allowed=allowed, change=lambda s, f=numbers: s * f[:, None, None]
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
