@@ -14,7 +14,6 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -71,12 +70,12 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
         arrays = _computed_once(closed, varying(examples))
         rest = functools.partial(_computed_of, closed, arrays)
         closed = jax.make_jaxpr(lambda *x: rest(jax.tree.leaves(x)))(*examples)
-    of_equations = (rules(list(x.params.values())) for x in closed.jaxpr.eqns)
-    key = (str(closed.jaxpr), results, tuple(itertools.chain.from_iterable(of_equations)))
+    told_apart = identities([x.params for x in closed.jaxpr.eqns])
+    key = (str(closed.jaxpr), results, tuple(told_apart))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
 
 
-def rules(parameters: Any) -> Iterator[Any]:
+def identities(parameters: Any) -> Iterator[Any]:
     """Yields what tells apart parameters of operations whose text is the same.
 
     That is functions, as custom derivatives have them, and arrays, as programs within have that
@@ -87,8 +86,7 @@ def rules(parameters: Any) -> Iterator[Any]:
     for parameter in jax.tree.leaves(parameters, is_leaf=is_program):
         if is_program(parameter):
             yield from map(_contents, getattr(parameter, "consts", ()))
-            for equation in parameter.eqns:
-                yield from rules(list(equation.params.values()))
+            yield from identities([x.params for x in parameter.eqns])
         # JAX's own functions cannot be called.
         elif hasattr(parameter, "call_wrapped") or (
             callable(parameter) and not isinstance(parameter, type)
@@ -97,7 +95,10 @@ def rules(parameters: Any) -> Iterator[Any]:
 
 
 def _contents(x: Any) -> Any:
-    """Returns what an array holds, as far as it tells it from others."""
+    """Returns dtype, shape and digest of an array; of one that holds no numbers here, which it is.
+
+    Cost: it is copied from its device.
+    """
     if isinstance(x, Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return id(x)
     array = np.asarray(x)

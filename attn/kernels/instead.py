@@ -22,6 +22,7 @@ from attn.kernels.lacking import called, dtypes_of
 
 LOG_2 = math.log(2)
 HALF = jnp.bfloat16, jnp.float16
+"""Computed in float32 where others stand for an operation."""
 
 
 def acosh(x: Array, **_: Any) -> Array:

@@ -32,6 +32,7 @@ from jaxtyping import Array
 
 from attn.indices import expand
 from attn.kernels.distances import Distances
+from attn.kernels.lanes import Lanes
 from attn.kernels.reading import Reader, check
 from attn.kernels.values import KEY, NEITHER, OFFSET, PAIR, QUERY, Value, computed, shape_of
 from attn.tiles import Share
@@ -143,7 +144,7 @@ def split(
       is_grouped: whether its last two leading axes may also be one, as those of heads are.
 
     Raises:
-      Refused: if what depends on both indices is not elementwise.
+      Refused: if what depends on both indices is not elementwise, or has other leading axes.
     """
     index = jax.ShapeDtypeStruct((), jnp.int32)
     closed = jax.make_jaxpr(lambda *x: function(*x))(operands, index, index, index, scores)
@@ -160,7 +161,7 @@ def split(
     *lanes, rows, columns = scores.shape
     distances = Distances(counts, (rows, columns))
     most = 16 * math.prod(lanes) * max(rows, columns)
-    reader = Reader(given[-3:], distances, most, tuple(lanes), is_grouped=is_grouped)
+    reader = Reader(given[-3:], distances, most, Lanes(tuple(lanes), is_grouped))
     consts = [reader.constant(x) for x in closed.consts]
     results = reader.settled(reader.values(closed.jaxpr, (*given, of_scores), consts))
     inputs: dict[Value, None] = {}

@@ -15,10 +15,11 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
-from attn.closures import CALLS, rules
+from attn.closures import CALLS, identities
 from attn.devices import example, of_type
 from attn.indices import along_diagonals
 from attn.kernels.distances import Distances
+from attn.kernels.lanes import Lanes
 from attn.kernels.offsets import SHIFTED, axes_of, followed
 from attn.kernels.values import (
     DISTANCE,
@@ -49,18 +50,14 @@ class Reader:
         tile: tuple[Value, ...],
         distances: Distances,
         most: int,
-        lanes: tuple[int, ...],
+        lanes: Lanes,
         *,
-        is_grouped: bool = False,
         is_differentiated: bool = True,
     ):
         self.tile = tile
         """i, j and the row."""
         self.distances = distances
         self.lanes = lanes
-        """Leading axes of the scores of a tile."""
-        self.is_grouped = is_grouped
-        """Whether the last two of these may also be one."""
         self.most = most
         """How many numbers a value computed outside may be, at a tile."""
         self.is_differentiated = is_differentiated
@@ -147,7 +144,7 @@ class Reader:
         if OFFSET in {depends} | _all(operands):
             depends, is_inner = OFFSET, False
         if is_inner:
-            self.check_lanes(name, operands, narrow)
+            self.lanes.check(name, _before(name, operands[0]), narrow)
         made = Value(
             depends,
             shape,
@@ -163,37 +160,8 @@ class Reader:
             axes=axes,
         )
         # Functions are not told apart by what parameters print.
-        printed = str(params), tuple(rules(list(params.values())))
+        printed = str(params), tuple(identities(params))
         return self.made.setdefault((name, printed, operands, index), made)
-
-    def check_lanes(self, name: str, operands: tuple[Value, ...], narrow: tuple[int, ...]) -> None:
-        """Raises unless leading axes stay what they are, for a kernel is in one lane at a time."""
-        after, (x, *_) = self.lanes_of(narrow), operands
-        before = after
-        if name in RESHAPES:
-            before = self.lanes_of(x.narrow if math.prod(x.narrow[:-2]) == 1 else x.shape)
-        elif name == "broadcast_in_dim":
-            before = self.lanes_of(x.narrow)
-        if after is None or before != after:
-            raise Refused(f"its function of pairs has other leading axes than scores: {name}")
-
-    def lanes_of(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Returns leading axes as those of scores, 1 where all is the same; None if they are not.
-
-        Args:
-          shape: of a tile, 1 where it repeats.
-        """
-        lanes, every = shape[:-2], self.lanes
-        if math.prod(lanes) == 1:
-            return (1,) * len(every)
-        if self.is_grouped and len(lanes) < len(every):
-            heads = {1: (1, 1), math.prod(every[-2:]): every[-2:]}.get(lanes[-1], ())
-            lanes = *lanes[:-1], *heads
-        lanes = *(1,) * (len(every) - len(lanes)), *lanes
-        is_of_scores = len(lanes) == len(every) and all(
-            n in (1, size) for n, size in zip(lanes, every, strict=True)
-        )
-        return lanes if is_of_scores else None
 
     def axes(self, equation: Any, operands: tuple[Value, ...]) -> list[Axes | None]:
         """Returns where the pairs of the results are, of what goes by their offsets alone."""
@@ -259,11 +227,8 @@ class Reader:
         given = [x if x.is_number else _given(x, is_inner=is_inner) for x in operands]
         moved = [*given, *(_given(operands[n], is_inner=is_inner) for n in moving)]
         results = self.kept_apart(equation.params["call_jaxpr"], given, is_inner=is_inner)
-        of_rule = Reader(
-            *(self.tile, self.distances, self.most, self.lanes),
-            is_grouped=self.is_grouped,
-            is_differentiated=False,
-        )
+        here = self.tile, self.distances, self.most, self.lanes
+        of_rule = Reader(*here, is_differentiated=False)
         results_of_rule = of_rule.kept_apart(rule, moved, is_inner=is_inner)
 
         def run(*arrays):
@@ -382,6 +347,13 @@ class Reader:
             if x.narrow != x.shape and math.prod(x.shape) > self.most:
                 raise Refused(f"its function of pairs makes them of queries or keys: {name}")
         return shape, False
+
+
+def _before(name: str, x: Value) -> tuple[int, ...] | None:
+    """Returns the shape of an operand, with 1 where it repeats, if its leading axes may move."""
+    if name in RESHAPES:
+        return x.shape if math.prod(x.narrow[:-2]) != 1 else x.narrow
+    return x.narrow if name == "broadcast_in_dim" else None
 
 
 def _of_pairs(name: str) -> str:

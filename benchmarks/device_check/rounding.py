@@ -41,7 +41,7 @@ EXACT = {"bfloat16": "float32", "float32": "float64"}
 """In which the dense formula is exact."""
 EXAMINED = {
     "bfloat16": {"default": KINDS},
-    "float32": {"default": ("value", "gradient"), "highest": KINDS},
+    "float32": {"default": KINDS[:2], "highest": KINDS},
 }
 """What is compared, by the precision that products are asked for."""
 ALONE = threading.Lock()
@@ -185,13 +185,13 @@ def derivatives(
     def gradient(inputs):
         return jax.grad(lambda x: jnp.sum(jnp.sin(attend(x).astype(jnp.float32))))(inputs)
 
-    of_kinds = {
-        "value": lambda: attend(inputs),
-        "gradient": lambda: gradient(inputs),
-        "jvp": lambda: jax.jvp(attend, (inputs,), (tangents,))[1],
-        "Hessian-vector": lambda: jax.jvp(gradient, (inputs,), (tangents,))[1],
-    }
-    return {kind: of_kinds[kind]() for kind in kinds}
+    functions = (
+        lambda: attend(inputs),
+        lambda: gradient(inputs),
+        lambda: jax.jvp(attend, (inputs,), (tangents,))[1],
+        lambda: jax.jvp(gradient, (inputs,), (tangents,))[1],
+    )
+    return {kind: f() for kind, f in zip(KINDS, functions, strict=True) if kind in kinds}
 
 
 def expected(call: Call, length: int, dtype: str, precision: str) -> list[Any]:
@@ -280,8 +280,9 @@ def _by_formula(name: str, length: int, dtype: str, precision: str) -> list[Any]
     return expected(calls(length)[name], length, dtype, precision)
 
 
-def _lost(*item: Any) -> str:
-    return item[-1]
+def _lost(*item_and_why: Any) -> str:
+    """Returns what is known of a call whose worker was lost."""
+    return item_and_why[-1]
 
 
 def _is_rounded(
@@ -308,7 +309,7 @@ def _is_rounded(
         row(implementation, precision, name, *(cells if figures else [found]))
         greatest = max(figures.values(), default=np.inf)
         errors.append(greatest)
-        failing += [f"{implementation}: {name}"] if greatest > 1 else []
+        failing += [f"{implementation}: {name}, {precision}"] if greatest > 1 else []
     total, names = len(items), f" ({'; '.join(failing)})" if failing else ""
     check.found["left"] = total - len(errors)
     check.found["summary"] = (

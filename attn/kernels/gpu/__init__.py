@@ -11,7 +11,7 @@ from attn.overrides import Refused
 from attn.spread import shares_of
 from attn.target import target
 
-__all__ = ["DTYPES", "backward", "check", "forward", "num_splits_of", "refusal_here"]
+__all__ = ["backward", "check", "forward", "num_splits_of"]
 
 DTYPES = "bfloat16", "float16", "float32"
 """Of arrays that these kernels take."""
@@ -25,7 +25,7 @@ def check(call: Call) -> None:
     """Raises ``Refused`` if these kernels, or the hardware if it is to run them, cannot."""
     if call.interpret:
         return
-    if (reason := refusal_here(call.plan.named)) is not None:
+    if (reason := _refusal_here(call.plan.named)) is not None:
         raise Refused(reason)
     grid, block = call.plan.grid, ROWS * GROUPS
     sides = grid.query_side, grid.key_side
@@ -41,7 +41,7 @@ def check(call: Call) -> None:
     refuse_lacking(call, OPERATIONS.lack)
 
 
-def refusal_here(named: str | None) -> str | None:
+def _refusal_here(named: str | None) -> str | None:
     """Returns why these kernels do not run on this machine; None if they do.
 
     They may be compiled for a GPU that is not here, if they are named.

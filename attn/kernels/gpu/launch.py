@@ -98,6 +98,7 @@ class Launch(NamedTuple):
     simulated: Any = None
     """How Pallas simulates threads and barriers on a CPU, if it is to."""
     num_splits: int = 1
+    """Of what a block visits, each with results of its own."""
 
     def start(self, operands: Sequence[Array], *, interpret: bool) -> list[Array]:
         """Returns the results, from the arrays of ``Lists`` and from what is read."""

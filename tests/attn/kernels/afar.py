@@ -2,8 +2,7 @@
 
     python -m tests.attn.kernels.afar TARGET PRECISION CASE ...
 
-A line is of a case: its name, how many kernels its program and that of its gradient call, and the
-bytes of the latter, which alone is compiled: it has all of them.
+A line is of a case: its name, which kernels its program and that of its gradient call, and bytes.
 """
 
 import sys
@@ -181,11 +180,11 @@ def main(target, precision, *names):
         x = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arrays]
         floats = [n for n, a in enumerate(x) if jnp.issubdtype(a.dtype, jnp.floating)]
         gradient = jax.grad(lambda *x, f=function: jnp.sum(f(*x).astype(jnp.float32)), floats)
-        with attn.compiled_for(chip.platform, chip.capability):
-            lowered = [jax.jit(program).lower(*x) for program in (function, gradient)]
-            memory = lowered[1].compile().memory_analysis()
-        counts = (program.as_text().count(call) for program in lowered)
-        print(name, *counts, memory.temp_size_in_bytes, sep=";")
+        for program in (function, gradient):
+            with attn.compiled_for(chip.platform, chip.capability):
+                lowered = jax.jit(program).lower(*x)
+                memory = lowered.compile().memory_analysis()
+            print(name, lowered.as_text().count(call), memory.temp_size_in_bytes, sep=";")
 
 
 if __name__ == "__main__":
