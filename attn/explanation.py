@@ -5,13 +5,15 @@ width.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float
 
 from attn import arguments, dot_product, kernels
@@ -19,7 +21,7 @@ from attn.dot_product import Options
 from attn.dtypes import accumulated
 from attn.masks import Mask
 from attn.overrides import DIVIDED, KERNELS, Refused, options_of, usual_of
-from attn.plan import Context, Plan, plan
+from attn.plan import plan
 from attn.target import PLATFORMS, compiled_for, target
 from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
 
@@ -179,8 +181,7 @@ def _found(named: str | None, asked: _Asked, *, is_here: bool) -> Explanation:
         sides = TileSizes(query.shape[-3], key.shape[-3])
     elif how is not None and how["kernels"] in OF_KERNELS:
         sides = kernels.tiles_of(how["kernels"], query, value)
-    call, context, _ = plan(query, key, resolved.mask, None, None, 0.0, sides)
-    grid, kinds = call.grid, _kinds(call, context)
+    grid, kinds = _tiles(query, key, resolved.mask, sides)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
     else:
@@ -246,15 +247,23 @@ def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: i
     return 2 * pairs * (width + value_width + 2 * value_width + 2 * width + again)
 
 
-def _kinds(call: Plan, context: Context) -> dict[str, int] | None:
-    """Returns how many tiles of each kind there are, if that is known."""
-    with jax.ensure_compile_time_eval():
+def _tiles(
+    query: Any, key: Any, mask: Mask | None, sides: TileSizes | None
+) -> tuple[Grid, dict[str, int] | None]:
+    """Returns how a call is cut, and how many tiles of each kind there are, if that is known."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key)]
+    planned = functools.partial(plan, *shapes, mask, None, None, 0.0, sides)
+    call, context, _ = planned()
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(context)):
+        return call.grid, None
+    # Once more, where no types tell of devices: inside of ``jax.shard_map`` what is planned does.
+    nowhere = AbstractMesh((), ())
+    with jax.sharding.use_abstract_mesh(nowhere), eval_context():
+        call, context, _ = planned()
         rows, columns = (jnp.arange(count) for count in call.grid.counts)
         kinds = jax.lax.map(lambda i: call.kinds(context, i, columns), rows)
-    if isinstance(kinds, Tracer):
-        return None
     names = (("full", FULL), ("mixed", MIXED), ("empty", EMPTY))
-    return {name: int(np.sum(np.asarray(kinds) == kind)) for name, kind in names}
+    return call.grid, {name: int(np.sum(np.asarray(kinds) == kind)) for name, kind in names}
 
 
 def _linear(

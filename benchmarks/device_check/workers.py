@@ -59,7 +59,7 @@ def side_by_side(
             return None
         if not count:
             return function(*item)
-        worker = workers.get()
+        worker = workers.get().alive()
         try:
             found, raised = worker.done(functools.partial(function, *item), until + PATIENCE)
             return found if raised is None else lost(*item, raised)
@@ -94,6 +94,13 @@ class _Process:
         if not self._pipe.poll(min(max(0.0, until - time.monotonic()), LONGEST)):
             raise TimeoutError
         return self._pipe.recv()
+
+    def alive(self) -> "_Process":
+        """Returns itself, or another in its place if it has ended while it waited."""
+        if self._process.is_alive():
+            return self
+        self.kill()
+        return _Process()
 
     def kill(self) -> None:
         self._process.kill()

@@ -1,6 +1,7 @@
 """What is foretold of a call is what the compiled program takes."""
 
 import collections
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import attn
-from attn import masks
+from attn import masks, scores
 from attn.indices import tile_indices
 from tests.compilers import lines_of, needs_gpu_compiler, needs_tpu_compiler
 
@@ -277,6 +278,35 @@ def test_what_is_over_several_devices_is_divided():
     assert attn.explain(array, array, array, platform="tpu").implementation == "blockwise"
     one = jax.device_put(array, jax.devices()[0])
     assert attn.explain(one, one, one, platform="tpu").implementation == "fused"
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+@pytest.mark.parametrize("around", [lambda x: x, jax.jit])
+def test_it_is_told_inside_of_shard_map_too(around, is_set):
+    """Of what a device has: the same as of arrays of these shapes outside."""
+    axis_types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=axis_types)
+    x, table, rows = (
+        jnp.zeros((2, 600, 2, 8)),
+        jnp.zeros((8, 2)),
+        jax.sharding.PartitionSpec("data"),
+    )
+    told = []
+
+    def tell(x, table):
+        options = {"is_causal": True, "score": scores.RelativeBias(table)}
+        for platform in ("cpu", "gpu", "tpu"):
+            told.append(str(attn.explain(x, x, x, **options, platform=platform)))
+        lengths = jnp.sum(x, axis=(1, 2, 3)).astype(int)
+        assert attn.explain(x, x, x, key_value_seq_lengths=lengths).tiles is None
+        return x
+
+    specs = {"in_specs": (rows, jax.sharding.PartitionSpec()), "out_specs": rows}
+    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+        around(jax.shard_map(tell, mesh=mesh, **specs))(x, table)
+    jax.jit(tell)(x[:1], table)
+    assert told[:3] == told[3:]
+    assert "fused" in told[1]
 
 
 def test_what_is_beyond_the_gradient_is_said():

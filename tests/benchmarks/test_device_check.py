@@ -221,18 +221,15 @@ def test_an_item_that_ends_its_process_is_lost_alone(monkeypatch, how, why):
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_ends_while_it_waits_is_replaced(monkeypatch):
-    monkeypatch.setattr(workers, "are_processes", lambda: True)
-    monkeypatch.setattr(workers, "MOST_PROCESSES", 1)
-    items = [(n, -1, None) for n in range(3)]
-    found = workers.side_by_side(spoils, items, math.inf, lambda *x: x[-1])
-    first = next(found)
+def test_a_worker_that_ends_while_it_waits_is_replaced():
+    first = workers._Process()
+    assert first.alive() is first
     kill_workers()
-    assert first == 0
-    # What it had been given then may be lost or done.
-    rest = list(found)
-    assert len(rest) == 2
-    assert set(rest) <= {1, 2, workers.ENDED}
+    second = first.alive()
+    try:
+        assert second.done(functools.partial(spoils, 3, -1, None), math.inf) == (3, None)
+    finally:
+        second.kill()
     assert not multiprocessing.active_children()
 
 
