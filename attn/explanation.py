@@ -163,6 +163,9 @@ def _found(named: str | None, asked: _Asked, *, is_here: bool) -> Explanation:
             taken[kind] = _taken(kind, named, asked, is_here=is_here)
         except Refused as refusal:
             refusals[kind] = refusal.reason
+        how = options_of(platform, kind)
+        if asked.is_divided and how is not None and not how["interpret"]:
+            refusals[kind] = DIVIDED
     if named is not None and refusals.get(named):
         raise Refused(str(refusals[named]), named)
     takers = [kind for kind in usual_of(platform) if refusals[kind] is None]
@@ -176,11 +179,13 @@ def _found(named: str | None, asked: _Asked, *, is_here: bool) -> Explanation:
         "blockwise": f"{default} comes before it: it runs if it is named",
         "reference": "it takes O(T S) memory: it runs if it is named",
     } | {default: "it would run if no implementation were named"}
-    how, sides = options_of(platform, name), None
+    # That XLA divides a call is not known where it is planned, which is for whom takes it else.
+    planned = name if named else next((kind for kind in usual_of(platform) if kind in taken), name)
+    how, of_plan, sides = options_of(platform, name), options_of(platform, planned), None
     if name == "reference":
         sides = TileSizes(query.shape[-3], key.shape[-3])
-    elif how is not None and how["kernels"] in OF_KERNELS:
-        sides = kernels.tiles_of(how["kernels"], query, value)
+    elif of_plan is not None and of_plan["kernels"] in OF_KERNELS:
+        sides = kernels.tiles_of(of_plan["kernels"], query, value)
     grid, kinds = _tiles(query, key, resolved.mask, sides)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -221,8 +226,6 @@ def _taken(kind: str, named: str | None, asked: _Asked, *, is_here: bool) -> Any
         if how is not None:
             raise Refused(f"its kernels are for {places}; named, they are interpreted here", kind)
         raise Refused(f"its kernels are for {places}; this is {target().platform}", kind)
-    if asked.is_divided and not how["interpret"]:
-        raise Refused(DIVIDED, kind)
     (query, key, value, bias), resolved = asked.arrays, asked.resolved
     if how["kernels"] == "cudnn":
         changes = bias, resolved.mask, resolved.score

@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
@@ -40,7 +40,7 @@ def _processor() -> str:
     return platform.processor() or "unknown processor"
 
 
-def _commit() -> str:
+def commit() -> str:
     """Returns the commit of the checkout, marked if files differ from it; "unknown" without git."""
 
     def git(*arguments: str) -> str:

@@ -11,12 +11,13 @@ where none does, loops over tiles. What each takes is said where it refuses, in 
 it is asked:
 
     no kernels for the platform, or XLA divides the call over devices     attn.overrides
-    cudnn   its mask is no band of the past; it changes scores; and more  attn.kernels.cudnn.band_of
+    cudnn   sizes that are symbolic; more than the output is asked for;   attn.kernels.cudnn.band_of
+            scores are changed; float32; widths; no band of the past
     fused   sizes that are symbolic                                       attn.kernels.call
             a function of pairs that is not of a pair alone               attn.kernels.reading
+            on GPU: another than Hopper, too long, float64, wide heads    attn.kernels.gpu.check
+            on TPU: float64, too many tiles, or too many distances        attn.kernels.tpu.check
             an operation that the hardware has not                        attn.kernels.lacking
-            on GPU: another than Hopper, float64, wide heads              attn.kernels.gpu.check
-            on TPU: float64, too many tiles                               attn.kernels.tpu.check
 
 They stand for the value and for the first derivative in reverse: all else, forward mode and what is
 of higher order, is the loops' (``attn.blockwise``). ``attn.explain`` asks the same functions.

@@ -86,7 +86,7 @@ def band_of(asked: Asked, *, interpret: bool, is_here: bool) -> Band:
         ),
         (
             (right != 0 and (left, right) != (None, None)) or (left is not None and left < 0),
-            "its mask is neither causal nor a window of the past",
+            "its mask is neither causal nor a window of the past, the first query at the first key",
         ),
         (right == 0 and num_queries != num_keys, f"it is causal, {num_queries} x {num_keys}"),
     ):

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     # Some of the memory of a GPU is for others: processes beside this one, and torch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     check = Check(options.out, sizes_here() if sizes is None else sizes)
-    check.say(f"# {check.record['device']}, {check.record['date']}")
+    found = check.record
+    check.say(f"# {found['device']}, {found['date']}, jax {found['jax']}, commit {found['commit']}")
     for name in PARTS:
         if name in options.parts:
             part, share = PARTS[name]

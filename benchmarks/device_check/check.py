@@ -1,6 +1,7 @@
 """One check: what is said is kept as Markdown, what is found as JSON, at every word."""
 
 import datetime
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -14,9 +15,18 @@ import jax
 from attn.testing.subject import summary
 from benchmarks.device_check.sizes import Sizes
 from benchmarks.machine import machine
+from experiments.environment import commit
 
 PASSED, FAILED, MEASURED, RAISED, SKIPPED = "passed", "failed", "measured", "raised", "skipped"
 """How a part ended; one that has nothing to pass is measured."""
+
+
+PACKAGES = "jax", "libtpu", "nvidia-cu", "torch", "tokamax", "triton"
+"""What the names begin with of packages that are written down."""
+
+
+class OutOfTime(Exception):
+    """The time of a part was over before it had found anything."""
 
 
 class Check:
@@ -29,7 +39,8 @@ class Check:
         """Of both files, less what they end in."""
         self.sizes = sizes
         self.record: dict[str, Any] = {"date": now.isoformat(timespec="seconds"), **machine()}
-        self.record |= {"platform": jax.default_backend(), "parts": {}}
+        self.record |= {"platform": jax.default_backend(), "packages": _packages()}
+        self.record |= {"commit": commit(), "parts": {}}
         self.found: dict[str, Any] = {}
         """Of the part that runs; its ``summary`` is a line at the end."""
         self.until = 0.0
@@ -56,7 +67,7 @@ class Check:
     def do(self, name: str, part: Callable[["Check"], bool | None], until: float) -> None:
         """Runs a part that is to end by then; if it raises, that is what is found."""
         skipped = {"status": SKIPPED, "summary": "no time was left", "seconds": 0.0}
-        self.found = self.record["parts"][name] = skipped
+        self.found = self.record["parts"][name] = dict(skipped)
         self.until = until
         if self.is_late():
             return
@@ -65,12 +76,20 @@ class Check:
         begun = time.monotonic()
         try:
             self.found["status"] = {True: PASSED, False: FAILED, None: MEASURED}[part(self)]
+        except OutOfTime:
+            self.found |= skipped
         except Exception as error:
             self.found["summary"] = summary(error)
             self.found["traceback"] = traceback.format_exc()
             self.say("", "```", self.found["traceback"].rstrip(), "```")
         self.found["seconds"] = round(time.monotonic() - begun, 1)
         self.say("", f"{name}: {self.found['status']}, {self.found['seconds']} s")
+
+
+def _packages() -> dict[str, str]:
+    """Returns the versions of what programs are made and timed by, where it is installed."""
+    found = {x.name: x.version for x in importlib.metadata.distributions()}
+    return {name: found[name] for name in sorted(found) if name.startswith(PACKAGES)}
 
 
 def _row(cells: Iterable[str]) -> str:

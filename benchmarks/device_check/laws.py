@@ -3,7 +3,7 @@
 import itertools
 
 import attn.testing
-from benchmarks.device_check.check import Check
+from benchmarks.device_check.check import Check, OutOfTime
 from benchmarks.device_check.implementations import implementations
 from benchmarks.device_check.workers import side_by_side
 
@@ -29,6 +29,8 @@ def laws(check: Check) -> bool:
         failing |= {f"{name}: {r.law.name}": r.reason for r in report.failed}
         row(name, *map(str, numbers))
     check.found |= {"counts": counts, "left": counts["no time"]}
+    if counts["no time"] == total:
+        raise OutOfTime
     if failing:
         check.say("", *(f"- {name}: {reason}" for name, reason in failing.items()))
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -263,10 +263,13 @@ def test_what_is_over_several_devices_is_divided():
     mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     x = jax.ShapeDtypeStruct((2, 512, 4, 64), "bfloat16", sharding=spread)
-    for platform in ("gpu", "tpu"):
+    single = jax.ShapeDtypeStruct((2, 2048, 4, 64), "float32", sharding=spread)
+    for platform, tile in (("gpu", (128, 128)), ("tpu", (512, 512))):
         found = attn.explain(x, x, x, platform=platform)
         assert found.implementation == "blockwise"
         assert found.refused["fused"].startswith("XLA divides it over devices")
+        found = attn.explain(single, single, single, platform=platform)
+        assert found.tile == tile, "loops, in the tiles of the kernels that it was planned for"
         with pytest.raises(ValueError, match="XLA divides it over devices"):
             attn.explain(x, x, x, platform=platform, implementation="fused")
     whole, ids = shape(2, 512, 4, 64, dtype="bfloat16"), jnp.zeros((2, 512), int)

@@ -342,7 +342,8 @@ def walk_of(call: Call, order: frozenset[str], widths: tuple[int, int], most: in
             if slots_of(held, slot) > 0:
                 return Walk(call, order, ROWS, groups, piece)
             piece //= 2
-    raise Refused(f"its heads are too wide for shared memory, in {num_parts(call)} parts")
+    sizes, parts = "{} wide, its values {}".format(*call.widths), num_parts(call)
+    raise Refused(f"its heads are {sizes}: too wide for shared memory, in {parts} parts")
 
 
 def walks_of(call: Call) -> dict[str, Walk]:

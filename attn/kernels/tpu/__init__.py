@@ -32,10 +32,10 @@ def check(call: Call) -> None:
         raise Refused(f"its tiles are of {sides[0]} x {sides[1]}, no multiples of {LANES}")
     if call.dtype != jnp.float32:
         raise Refused(f"it is computed in {call.dtype}")
-    refuse_lacking(call, OPERATIONS.lack)
     rows, columns = (share.count for share in shares_of(grid, call.plan.ring))
     if rows * columns > MOST_TILES or max(rows, columns) > MOST_ROWS:
         raise Refused(f"it has {rows} x {columns} tiles, more than {MOST_TILES}")
     distances = call.pairs.distances.count * sum(sides)
     if distances > MOST_DISTANCES and any(x.is_diagonal for x in call.pairs.inputs):
         raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")
+    refuse_lacking(call, OPERATIONS.lack)
