@@ -43,7 +43,7 @@ class Resolved(NamedTuple):
 def arrays(*, query: Any, key: Any, value: Any = None) -> tuple[Array, ...]:
     """Returns query, key and, if given, value as arrays that fit each other."""
     given = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    checked = {name: _array(name, x) for name, x in given.items()}
+    checked = {name: array(name, x) for name, x in given.items()}
     batch = checked["query"].shape[:-3]
     checked = {name: _beside_one_row(x, batch) for name, x in checked.items()}
     for name, x in checked.items():
@@ -111,6 +111,11 @@ def resolve(
         mask.check(tuple(batch), num_heads, num_queries, num_keys)
         masks.append(mask)
     elif mask is not None:
+        if not hasattr(mask, "dtype") and not isinstance(mask, (bool, list, tuple)):
+            raise TypeError(
+                f"mask is {mask!r}, a {type(mask).__name__}; expected an array of booleans, or a "
+                "value of attn.masks"
+            )
         masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
     check_flag("is_causal", is_causal)
     if is_causal:
@@ -139,7 +144,7 @@ def sinks_of(sinks: Any, query: Array) -> Array:
     """Returns the logits of the sinks, broadcastable to ``[*B, T, N]``."""
     *batch, _, num_heads, _ = query.shape
     expected = (*batch, num_heads)
-    x = _array("sinks", sinks)
+    x = array("sinks", sinks)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"sinks has dtype {x.dtype}; expected a floating one")
     if x.shape[-1:] != (num_heads,) or not broadcasts(x.shape, expected):
@@ -162,7 +167,8 @@ def check_flag(name: str, x: Any) -> None:
         raise TypeError(f"{name} is {x!r}; expected a bool")
 
 
-def _array(name: str, x: Any) -> Array:
+def array(name: str, x: Any) -> Array:
+    """Returns ``x`` as an array, or raises TypeError or ValueError."""
     if not hasattr(x, "dtype") and not isinstance(x, (list, tuple, numbers.Number)):
         raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
     _check_is_there(name, x, "an array")
@@ -186,7 +192,7 @@ def _beside_one_row(x: Array, batch: tuple[int, ...]) -> Array:
 
 
 def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) -> Array:
-    x = _array(name, x)
+    x = array(name, x)
     if is_mask and x.dtype != bool:
         raise TypeError(
             f"mask has dtype {x.dtype}; expected bool, True where a query may attend (scores to "
@@ -207,7 +213,7 @@ def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) 
 def _lengths(name: str, x: Any, batch: tuple[int, ...]) -> Array | None:
     if x is None:
         return None
-    x = _array(name, x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}; expected an integer one")
     if x.shape != batch and (batch or x.shape != (1,)):
@@ -260,13 +266,19 @@ def _score(
     return score
 
 
-def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
-    """Returns the options with dropout."""
+def rate_of(rate: Any) -> float:
+    """Returns a rate of dropout, or raises TypeError or ValueError."""
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
         raise TypeError(f"dropout_rate is a {type(rate).__name__}; expected a Python float")
     rate = float(rate)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate is {rate}; expected one in [0, 1)")
+    return rate
+
+
+def dropped(resolved: Resolved, rate: Any, rng: Any) -> Resolved:
+    """Returns the options with dropout."""
+    rate = rate_of(rate)
     if rate == 0:
         return resolved
     if rng is None:

@@ -9,7 +9,9 @@ only what can be neither; ``check`` functions are for when the shapes to fit are
 Letters: ``*B`` leading axes, T queries, S keys.
 """
 
+import inspect
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +91,21 @@ def check_integers(label: str, x: Any, batch: tuple[int, ...], **last: int) -> N
             f"mask {label} has shape {shape}; expected {form} broadcastable to "
             f"[{', '.join(['*B', *last])}] = {expected}"
         )
+
+
+def check_arguments(label: str, function: Callable[..., Any], names: Sequence[str]) -> None:
+    """Raises TypeError if a function is known not to take as many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Of some that are not written in Python none is known.
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise TypeError(
+            f"{label} is {function!r}, which takes {signature}; expected a function of "
+            f"({', '.join(names)})"
+        ) from None
 
 
 def check_type(name: str, x: Any, scalar: type, kind: Any) -> None:

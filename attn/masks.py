@@ -381,6 +381,10 @@ class Where(Mask):
         return TileKind(*kind)
 
     def check(self, batch, num_heads, num_queries, num_keys):
+        names = ("indices",) if self.params is None else ("indices", "params")
+        for name, function in (("function", self.function), ("tile", self.rule)):
+            if function is not None:
+                fields.check_arguments(f"mask Where.{name}", function, names)
         t, s = 2, 3
         indices = tile_indices(batch, num_heads, jnp.arange(t), jnp.arange(s))
         # A new function for every trace: JAX remembers traces, and with them closed-over tracers.

@@ -11,9 +11,8 @@ heads, H head width, V value width.
 """
 
 import functools
-import numbers
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,8 @@ from flax import linen
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float
 
-from attn import positions, sharded
-from attn.dot_product import Options, dot_product_attention
+from attn import arguments, fields, positions, sharded
+from attn.dot_product import Options, chosen, dot_product_attention
 from attn.maps import attention_weights
 from attn.masks import Mask
 
@@ -30,8 +29,10 @@ from attn.masks import Mask
 class MultiHeadAttention(linen.Module):
     """Projects inputs to queries, keys and values, attends, and projects the heads together.
 
-    Raises, when called:
-      ValueError: for sizes that do not divide, or a dropout rate without ``deterministic``.
+    Raises, when called, before anything is computed:
+      ValueError: for sizes that do not divide, a dropout rate without ``deterministic``, and as
+        ``attn.dot_product_attention`` does.
+      TypeError: as there.
     """
 
     num_heads: int
@@ -107,24 +108,18 @@ class MultiHeadAttention(linen.Module):
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
-        if self.dropout_rate and deterministic is None:
+        inputs_q, inputs_k, inputs_v = _inputs(inputs_q, inputs_k, inputs_v)
+        sizes = self._sizes(inputs_q.shape[-1])
+        rate = arguments.rate_of(self.dropout_rate)
+        if rate and deterministic is None:
             raise ValueError(
-                f"deterministic is None; expected True or False, as dropout_rate is "
-                f"{self.dropout_rate}"
+                f"deterministic is None; expected True or False, as dropout_rate is {rate}"
             )
-        drops = self.dropout_rate > 0 and not deterministic
-        for name in ("num_heads", "num_key_heads"):
-            count = getattr(self, name)
-            is_default = count is None and name == "num_key_heads"
-            if not (is_default or isinstance(count, numbers.Integral)):
-                raise TypeError(f"{name} is {count!r}; expected an int")
-        if self.num_heads < 1:
-            raise ValueError(f"num_heads is {self.num_heads}; expected 1 or more")
-        num_key_heads = self.num_heads if self.num_key_heads is None else self.num_key_heads
-        qkv_features = inputs_q.shape[-1] if self.qkv_features is None else self.qkv_features
-        value_features = qkv_features if self.value_features is None else self.value_features
-        width = self._head_width("qkv_features", qkv_features)
-        value_width = self._head_width("value_features", value_features)
+        if deterministic is not None:
+            arguments.check_flag("deterministic", deterministic)
+        drops = rate > 0 and not deterministic
+        arguments.check_flag("return_weights", return_weights)
+        self._check_call(sizes, inputs_q, inputs_k, bias, mask, sinks, options)
 
         project = functools.partial(
             linen.DenseGeneral,
@@ -134,9 +129,9 @@ class MultiHeadAttention(linen.Module):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
-        query = project((self.num_heads, width), name="query")(inputs_q)
-        key = project((num_key_heads, width), name="key")(inputs_k)
-        value = project((num_key_heads, value_width), name="value")(inputs_v)
+        query = project((sizes.num_heads, sizes.width), name="query")(inputs_q)
+        key = project((sizes.num_key_heads, sizes.width), name="key")(inputs_k)
+        value = project((sizes.num_key_heads, sizes.value_width), name="value")(inputs_v)
         if self.rotary:
             num_queries, num_keys = query.shape[-3], key.shape[-3]
             first = num_keys - num_queries if options.get("alignment") == "end" else 0
@@ -149,12 +144,12 @@ class MultiHeadAttention(linen.Module):
             bias,
             mask,
             sinks=sinks,
-            dropout_rate=self.dropout_rate if drops else 0.0,
+            dropout_rate=rate if drops else 0.0,
             dropout_rng=self.make_rng("dropout") if drops else None,
             **options,
         )
         output = project(
-            self.out_features or inputs_q.shape[-1],
+            sizes.out_features,
             axis=(-2, -1),
             kernel_init=self.out_kernel_init or self.kernel_init,
             bias_init=self.out_bias_init or self.bias_init,
@@ -180,9 +175,86 @@ class MultiHeadAttention(linen.Module):
             implementation=implementation,
         )
 
-    def _head_width(self, name: str, features: int) -> int:
-        if features < 1 or features % self.num_heads:
+    def _sizes(self, width: int) -> "_Sizes":
+        """Returns the sizes, of inputs of that width; raises TypeError or ValueError."""
+        for name in ("rotary", "use_bias"):
+            arguments.check_flag(name, getattr(self, name))
+
+        def size(name, default=None):
+            x = getattr(self, name)
+            return default if x is None and default is not None else fields.count(name, x, 1)
+
+        num_heads = size("num_heads")
+        num_key_heads = size("num_key_heads", num_heads)
+        if num_heads % num_key_heads:
             raise ValueError(
-                f"{name} is {features}; expected a multiple of num_heads = {self.num_heads}"
+                f"num_key_heads is {num_key_heads}; expected a divisor of num_heads = {num_heads}"
             )
-        return features // self.num_heads
+        qkv_features = size("qkv_features", width)
+        value_features = size("value_features", qkv_features)
+        for name, features in (("qkv_features", qkv_features), ("value_features", value_features)):
+            if features % num_heads:
+                raise ValueError(
+                    f"{name} is {features}; expected a multiple of num_heads = {num_heads}"
+                )
+        head_width, value_width = qkv_features // num_heads, value_features // num_heads
+        if self.rotary and head_width % 2:
+            raise ValueError(
+                f"qkv_features is {qkv_features}, {head_width} for each of num_heads = "
+                f"{num_heads}; expected an even number for each, as rotary is True"
+            )
+        return _Sizes(
+            num_heads, num_key_heads, head_width, value_width, size("out_features", width)
+        )
+
+    def _check_call(
+        self, sizes: "_Sizes", inputs_q: Array, inputs_k: Array, bias, mask, sinks, options
+    ) -> None:
+        """Raises as the call of attention does, before anything is projected."""
+        if self.sequence_axis is None:
+            chosen(self.implementation)
+        dtype = self.dtype or jnp.promote_types(inputs_q.dtype, self.param_dtype)
+        heads = ((inputs_q, sizes.num_heads), (inputs_k, sizes.num_key_heads))
+        query, key = (_shaped((*x.shape[:-1], n, sizes.width), dtype) for x, n in heads)
+        arguments.resolve(query, key, bias, mask, **options)
+        if sinks is not None:
+            arguments.sinks_of(sinks, query)
+
+
+class _Sizes(NamedTuple):
+    """N, K, H, V and the width of the result."""
+
+    num_heads: int
+    num_key_heads: int
+    width: int
+    value_width: int
+    out_features: int
+
+
+def _shaped(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Returns what stands for an array where shape and dtype alone are looked at."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _inputs(*given: Any) -> list[Array]:
+    """Returns the inputs of queries, keys and values as arrays that fit each other."""
+    names = ("inputs_q", "inputs_k", "inputs_v")
+    inputs_q, inputs_k, inputs_v = found = list(map(arguments.array, names, given))
+    for name, x in zip(names, found, strict=True):
+        if x.ndim < 2 or 0 in x.shape[-2:]:
+            raise ValueError(f"{name} has shape {x.shape}; expected [*B, T, D], T and D at least 1")
+
+    def batch(x):  # One row is the same with and without its axis.
+        return () if x.shape[:-2] == (1,) else x.shape[:-2]
+
+    if batch(inputs_k) != batch(inputs_q):
+        raise ValueError(
+            f"inputs_k has shape {inputs_k.shape}; expected leading axes {inputs_q.shape[:-2]}, as "
+            f"inputs_q of shape {inputs_q.shape} has"
+        )
+    if (batch(inputs_v), inputs_v.shape[-2]) != (batch(inputs_k), inputs_k.shape[-2]):
+        raise ValueError(
+            f"inputs_v has shape {inputs_v.shape}; expected {(*inputs_k.shape[:-1], 'F')}, to go "
+            f"with inputs_k of shape {inputs_k.shape}"
+        )
+    return found

@@ -15,7 +15,6 @@ Query i stands at key ``i + offset``: an offset of 0 aligns the first query with
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -75,15 +74,15 @@ class Score:
         scores = jax.ShapeDtypeStruct((*batch, num_heads, 2, 3), dtype)
         result = jax.eval_shape(tile, scores, jax.ShapeDtypeStruct((), jnp.int32))
         if not isinstance(result, jax.ShapeDtypeStruct):
-            raise TypeError(f"{self!r} returns {result!r}; expected an array")
+            raise TypeError(f"score {self!r} returns {result!r}; expected an array")
         if result.shape != scores.shape:
             raise ValueError(
-                f"{self!r} returns shape {result.shape} for a tile of scores of shape "
+                f"score {self!r} returns shape {result.shape} for a tile of scores of shape "
                 f"{scores.shape}; expected the same"
             )
         if result.dtype != scores.dtype:
             raise TypeError(
-                f"{self!r} returns dtype {result.dtype} for scores of dtype {scores.dtype}; "
+                f"score {self!r} returns dtype {result.dtype} for scores of dtype {scores.dtype}; "
                 "expected the same"
             )
 
@@ -305,33 +304,19 @@ class Function(Score):
 
     def check(self, batch, num_heads, num_queries, num_keys, dtype):
         if not callable(self.function):
-            raise TypeError(f"Function.function is {self.function!r}; expected a function")
+            raise TypeError(f"score Function.function is {self.function!r}; expected a function")
         try:
             hash(self.function)
         except TypeError:
             raise TypeError(
-                f"Function.function is {self.function!r}; expected it to be hashable"
+                f"score Function.function is {self.function!r}; expected it to be hashable"
             ) from None
-        _check_arguments(self.function)
+        names = "scores", "indices", "params"
+        fields.check_arguments("score Function.function", self.function, names)
         for leaf in jax.tree.leaves(self.params):
             if not fields.is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
-                raise TypeError(f"Function.params holds {leaf!r}; expected arrays")
+                raise TypeError(f"score Function.params holds {leaf!r}; expected arrays")
         super().check(batch, num_heads, num_queries, num_keys, dtype)
-
-
-def _check_arguments(function: Callable[..., Any]) -> None:
-    """Raises TypeError if a function is known not to take three arguments."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # Of some that are not written in Python none is known.
-        return
-    try:
-        signature.bind(None, None, None)
-    except TypeError:
-        raise TypeError(
-            f"Function.function is {function!r}, which takes {signature}; expected a function of "
-            "(scores, indices, params)"
-        ) from None
 
 
 @jax.tree_util.register_pytree_with_keys_class

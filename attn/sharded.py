@@ -24,6 +24,7 @@ Letters: ``*B`` leading axes, T queries and S keys of the whole sequence, n devi
 K key heads, H head width, V value width.
 """
 
+import functools
 from typing import Any, Literal, Unpack, get_args
 
 import jax
@@ -33,7 +34,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from attn import arguments, devices, softmax_state
+from attn import arguments, devices, fields, softmax_state
 from attn.blockwise import blockwise_attention
 from attn.dot_product import Options, chosen
 from attn.masks import Mask
@@ -142,6 +143,7 @@ def place(x: Array, num_devices: int, axis: int = -3) -> Array:
 
     Raises:
       ValueError: if it is not, or n is less than 1.
+      TypeError: if n is no int.
     """
     return jnp.take(x, jnp.asarray(_order(x.shape[axis], num_devices)), axis=axis)
 
@@ -154,8 +156,7 @@ def restore(x: Array, num_devices: int, axis: int = -3) -> Array:
 
 def _order(length: int, num_devices: int) -> np.ndarray:
     """Returns which token stands where in a zig-zag."""
-    if num_devices < 1:
-        raise ValueError(f"num_devices is {num_devices}; expected 1 or more")
+    num_devices = fields.count("num_devices", num_devices, 1)
     if length % (2 * num_devices):
         raise ValueError(
             f"x has length {length}; expected a multiple of {2 * num_devices}, two blocks for each "
@@ -177,7 +178,7 @@ def _over_mesh(
     options: dict[str, Any],
 ) -> tuple[Array, Array]:
     """Returns output and log-sum-exp of whole arrays."""
-    axis = settings[0]
+    axis, method, placement, _ = settings
     if not isinstance(mesh, (Mesh, AbstractMesh)):
         raise TypeError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh")
     if axis not in mesh.axis_names:
@@ -192,12 +193,19 @@ def _over_mesh(
     if getattr(here, "manual_axes", ()) and dict(here.shape) == dict(mesh.shape):
         mesh = here  # The one that says which axes are the caller's.
     size = mesh.shape[axis]
+    blocks, words = size, f"{size}, the size of axis {axis!r}"
+    if _is_zigzag(method, placement):
+        blocks, words = 2 * size, f"{2 * size}, two blocks for each device of axis {axis!r}"
     for name, x in (("query", query), ("key", key)):
-        if x.shape[-3] % size:
+        if x.shape[-3] % blocks:
             raise ValueError(
                 f"{name} has shape {x.shape}; expected a sequence whose length is a multiple of "
-                f"{size}, the size of axis {axis!r}"
+                f"{words}"
             )
+    if method == "all_to_all":
+        _check_heads(axis, size, query, key)
+    # What else is wrong is found in the arrays as they were given, before any is moved.
+    jax.eval_shape(functools.partial(_resolved, query, query, key, bias, mask, options))
 
     def rows(x: Array, at: int) -> PartitionSpec:
         return PartitionSpec(*(axis if n == x.ndim + at else None for n in range(x.ndim)))
@@ -246,15 +254,13 @@ def _of_device(
     """Returns this device's share of output and log-sum-exp."""
     axis, method, placement, named = settings
     size = _size_of(axis)
+    is_zigzag = _is_zigzag(method, placement)
     attend = _over_heads if method == "all_to_all" else _over_keys
-    if placement == "exchanged" and method != "all_to_all":
+    if placement == "exchanged" and is_zigzag:
         attend = _exchanged
-    logits, rate, rng = (options.pop(k) for k in ("sinks", "dropout_rate", "dropout_rng"))
-    whole_query, whole_key = _whole(query, size), _whole(key, size)
-    resolved = arguments.resolve(whole_query, whole_key, None, mask, **options)
-    resolved = arguments.dropped(resolved, rate, rng)
-    bias = arguments.resolve(query, whole_key, bias, None).bias
-    if is_zigzag := placement == "zigzag" or attend is _exchanged:
+    whole = _whole(query, size), _whole(key, size)
+    resolved, logits = _resolved(query, *whole, bias, mask, options)
+    if is_zigzag:
         for name, x in (("query", query), ("key", key)):
             if x.shape[-3] % 2:
                 raise ValueError(
@@ -262,13 +268,39 @@ def _of_device(
                     "zig-zag is of two blocks a device"
                 )
     ring = Ring(axis, size, is_zigzag, is_gathered=method == "gather")
-    arrays = query, key, value, resolved._replace(bias=bias)
+    arrays = query, key, value, resolved
     arrays = devices.vary(arrays, tuple(sorted({axis, *devices.varying(arrays)})))
     output, lse = attend(ring, named, *arrays)
     if logits is not None:
-        logits = arguments.sinks_of(logits, query)
         output, lse = softmax_state.with_sink(output, lse, logits)
     return output.astype(query.dtype), lse
+
+
+def _is_zigzag(method: Method, placement: Placement) -> bool:
+    """Returns whether each device has two blocks, before the call or in it."""
+    return placement == "zigzag" or (placement == "exchanged" and method != "all_to_all")
+
+
+def _resolved(
+    share: Array, query: Any, key: Any, bias: Any, mask: Any, options: dict[str, Any]
+) -> tuple[arguments.Resolved, Array | None]:
+    """Returns the options as implementations take them, and the logits of sinks.
+
+    Args:
+      share: the queries that bias and sinks are of.
+      query: all.
+      key: all.
+      bias: of the share, or None.
+      mask: of all.
+      options: of all, sinks and dropout among them.
+    """
+    options = dict(options)
+    logits, rate, rng = (options.pop(k) for k in ("sinks", "dropout_rate", "dropout_rng"))
+    resolved = arguments.resolve(query, key, None, mask, **options)
+    resolved = arguments.dropped(resolved, rate, rng)
+    bias = arguments.resolve(share, key, bias, None).bias
+    logits = None if logits is None else arguments.sinks_of(logits, share)
+    return resolved._replace(bias=bias), logits
 
 
 def _whole(share: Array, size: int) -> Any:
@@ -309,21 +341,26 @@ def _exchanged(
     return ring.from_zigzag(output, -3), ring.from_zigzag(lse, -2)
 
 
+def _check_heads(axis: str, size: int, query: Array, key: Array) -> None:
+    num_heads, num_key_heads = query.shape[-2], key.shape[-2]
+    if num_heads % size:
+        raise ValueError(
+            f"query has N = {num_heads} heads; expected a multiple of {size}, the size of axis "
+            f"{axis!r}, for all_to_all"
+        )
+    if num_key_heads % size and size % num_key_heads:
+        raise ValueError(
+            f"key has K = {num_key_heads} heads; expected a multiple or a divisor of {size}, the "
+            f"size of axis {axis!r}, for all_to_all"
+        )
+
+
 def _over_heads(
     ring: Ring, named: str | None, query: Array, key: Array, value: Array, resolved
 ) -> tuple[Any, Any]:
     """Attends with some heads to the whole sequence, between two exchanges of all with all."""
     size, num_heads, num_key_heads = ring.size, query.shape[-2], key.shape[-2]
-    if num_heads % size:
-        raise ValueError(
-            f"query has N = {num_heads} heads; expected a multiple of {size}, the size of axis "
-            f"{ring.axis!r}, for all_to_all"
-        )
-    if num_key_heads % size and size % num_key_heads:
-        raise ValueError(
-            f"key has K = {num_key_heads} heads; expected a multiple or a divisor of {size}, the "
-            f"size of axis {ring.axis!r}, for all_to_all"
-        )
+    _check_heads(ring.axis, size, query, key)
     if num_key_heads < size:
         key, value = (jnp.repeat(x, size // num_key_heads, axis=-2) for x in (key, value))
 

@@ -66,7 +66,11 @@ def compiled_for(platform: str, capability: str | None = None) -> Iterator[None]
     if platform not in PLATFORMS:
         expected = ", ".join(map(repr, PLATFORMS))
         raise ValueError(f"platform is {platform!r}; expected one of {expected}")
-    if capability is not None and not re.fullmatch(r"\d+\.\d+", str(capability)):
+    if capability is not None and platform != "gpu":
+        raise ValueError(
+            f"capability is {capability!r}; expected None, as platform is {platform!r}"
+        )
+    if capability is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", str(capability)):
         raise ValueError(f"capability is {capability!r}; expected one such as '9.0', or None")
     if not isinstance(capability, str | None):
         raise TypeError(f"capability is a {type(capability).__name__}; expected a string")

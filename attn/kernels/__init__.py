@@ -68,7 +68,7 @@ def band_of(asked: cudnn.Asked, named: str | None) -> cudnn.Band | None:
     """
     platform = target().platform
     if named == "cudnn" and not all_options_of(platform, named):
-        raise Refused(f"cuDNN is for gpu; this is {platform}", named)
+        raise Refused(f"its kernels are for gpu; this is {platform}", named)
     for how in all_options_of(platform, named):
         if how["kernels"] == "cudnn":
             try:

@@ -273,6 +273,24 @@ OTHER_ERRORS = {
     "no second state": (lambda: attn.merge(STATE, 3), "b is a int; expected a state of"),
     "ragged": (lambda: attn.dot_product_attention([[1], [1, 2]], X, X), "query is no array of"),
     "text": (lambda: attn.dot_product_attention(X, np.array([[["a"]]]), X), "key is no array of"),
+    "a mask by its name": (
+        lambda: attn.dot_product_attention(X, X, X, mask="causal"),
+        "mask is 'causal', a str; expected an array of booleans, or a value of attn.masks",
+    ),
+    "a score of two": (
+        lambda: attn.dot_product_attention(X, X, X, score=lambda s, at: s),
+        "which takes (s, at); expected a function of (scores, indices, params)",
+    ),
+    "a mask of none": (
+        lambda: attn.dot_product_attention(X, X, X, mask=masks.Where(lambda: True)),
+        "which takes (); expected a function of (indices)",
+    ),
+    "a tile rule without params": (
+        lambda: attn.dot_product_attention(
+            X, X, X, mask=masks.Where(lambda at, p: at.query > p, 1, tile=lambda at: (False, False))
+        ),
+        "which takes (at); expected a function of (indices, params)",
+    ),
     "no key of dropout": (
         lambda: attn.dot_product_attention(
             X, X, X, dropout_rate=0.5, dropout_rng=np.zeros(3, np.uint32)

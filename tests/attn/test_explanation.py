@@ -339,10 +339,14 @@ def test_what_is_not_known_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("capability", "kind"), [(9.0, TypeError), ("sm_90", ValueError), ("90", ValueError)]
+    ("platform", "capability", "kind"),
+    [
+        *(("gpu", 9.0, TypeError), ("gpu", "sm_90", ValueError), ("gpu", "90", ValueError)),
+        *(("gpu", "\u0669.\u0660", ValueError), ("tpu", "9.0", ValueError)),
+    ],
 )
-def test_a_capability_that_can_be_none_is_refused(capability, kind):
-    with pytest.raises(kind, match="capability is"), attn.compiled_for("gpu", capability):
+def test_a_capability_that_can_be_none_is_refused(platform, capability, kind):
+    with pytest.raises(kind, match="capability is"), attn.compiled_for(platform, capability):
         pass
 
 

@@ -201,7 +201,23 @@ def test_dropout_is_drawn_from_its_stream():
         ({"dropout_rate": 0.1}, {}, r"deterministic is None; expected True or False"),
         ({"num_heads": 4}, {}, r"qkv_features is 11; expected a multiple of num_heads = 4"),
         ({"value_features": 10}, {}, r"value_features is 10; expected a multiple of num_heads = 3"),
-        ({"num_key_heads": 2}, {}, r"key has shape .*; expected a number of heads K that divides"),
+        ({"num_key_heads": 2}, {}, r"num_key_heads is 2; expected a divisor of num_heads = 3"),
+        ({"num_key_heads": 0}, {}, r"num_key_heads is 0; expected an int of 1 or more"),
+        ({"out_features": 0}, {}, r"out_features is 0; expected an int of 1 or more"),
+        ({"dropout_rate": -1.0}, {"deterministic": False}, r"dropout_rate is -1.0; expected one"),
+        ({"dropout_rate": 2.0}, {"deterministic": True}, r"dropout_rate is 2.0; expected one in"),
+        (
+            {"qkv_features": 9, "rotary": True},
+            {},
+            r"qkv_features is 9, 3 for each of num_heads =",
+        ),
+        ({}, {"inputs_k": SELF[0][:1]}, r"inputs_k has shape \(1, .*expected leading axes \(2,\)"),
+        (
+            {},
+            {"inputs_k": SELF[0], "inputs_v": SELF[0][:, 1:]},
+            r"inputs_v has shape .*; expected \(2, 13, 'F'\)",
+        ),
+        ({}, {"sinks": np.zeros(2, np.float32)}, r"sinks has shape \(2,\); expected \(3,\)"),
         ({}, {"inputs_v": SELF[0]}, r"inputs_v is given without inputs_k"),
         ({}, {"mask": np.ones((B, T, T), bool)}, r"mask has shape \(2, 13, 13\)"),
         ({"implementation": "fast"}, {}, r"implementation is 'fast'; expected one of"),
@@ -214,11 +230,30 @@ def test_what_cannot_be_is_refused(given, arguments, message):
         jax.eval_shape(functools.partial(module.init, **arguments), jax.random.key(0), *SELF)
 
 
-@pytest.mark.parametrize("given", [{"num_heads": "4"}, {"num_key_heads": 1.0}])
-def test_counts_are_integers(given):
-    module = MultiHeadAttention(**({"num_heads": N} | given))
-    with pytest.raises(TypeError, match=f"{next(iter(given))} is .*; expected an int"):
-        jax.eval_shape(module.init, jax.random.key(0), *SELF)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_heads": "4"}, "num_heads is '4'; expected an int"),
+        ({"num_heads": True}, "num_heads is True; expected an int"),
+        ({"num_key_heads": 1.0}, "num_key_heads is 1.0; expected an int"),
+        ({"qkv_features": "12"}, "qkv_features is '12'; expected an int"),
+        ({"rotary": "yes"}, "rotary is 'yes'; expected a bool"),
+        ({"dropout_rate": "0.1"}, "dropout_rate is a str; expected a Python float"),
+        ({"deterministic": "no"}, "deterministic is 'no'; expected a bool"),
+        ({"return_weights": 1}, "return_weights is 1; expected a bool"),
+        ({"return_residual": True}, "return_residual is no option; expected of"),
+        ({"inputs_q": None}, "inputs_q is a NoneType; expected an array"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_before_anything_is_projected(
+    given, message, monkeypatch
+):
+    monkeypatch.setattr(linen, "DenseGeneral", None)
+    fields = {name: x for name, x in given.items() if hasattr(MultiHeadAttention, name)}
+    call = {name: x for name, x in given.items() if name not in (*fields, "num_heads")}
+    fields = {"num_heads": given.get("num_heads", N), "qkv_features": 12} | fields
+    with pytest.raises(TypeError, match=message):
+        MultiHeadAttention(**fields).init(jax.random.key(0), **({"inputs_q": SELF[0]} | call))
 
 
 def test_an_implementation_that_is_named_runs_over_a_sequence_axis_too():

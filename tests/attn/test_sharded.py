@@ -406,8 +406,8 @@ WRONG = [
     ),
     (
         {"placement": "zigzag"},
-        "query has shape (2, 3, 4, 8); expected an even share of the sequence, for a zig-zag is of "
-        "two blocks a device",
+        "query has shape (2, 12, 4, 8); expected a sequence whose length is a multiple of 8, two "
+        "blocks for each device of axis 'sequence'",
     ),
     (
         {"method": "all_to_all", "query": X[:, :, :3], "key": X[:, :, :1], "value": X[:, :, :1]},
@@ -428,7 +428,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
-def test_what_does_not_fit_is_named(wrong, message):
+def test_what_does_not_fit_is_named_before_anything_is_spread(wrong, message, monkeypatch):
+    monkeypatch.setattr(jax, "shard_map", None)
     call = {"query": X, "key": X, "value": X, "axis_name": "sequence", "mesh": mesh_of(4)}
     with pytest.raises((ValueError, TypeError)) as caught:
         sharded.dot_product_attention(**call | wrong)
@@ -465,10 +466,22 @@ def test_a_function_of_all_heads_is_told_that_it_sees_some():
     assert "sees 1 of N = 4 heads; at.head says which" in caught.value.__notes__[0]
 
 
+def test_a_share_of_odd_length_has_no_two_blocks():
+    zigzag = functools.partial(
+        sharded.dot_product_attention, axis_name="sequence", placement="zigzag"
+    )
+    rows = P(None, "sequence")
+    spread = jax.shard_map(zigzag, mesh=mesh_of(4), in_specs=rows, out_specs=rows)
+    with pytest.raises(ValueError, match=r"query has shape \(2, 3, 4, 8\); expected an even share"):
+        spread(X, X, X)
+
+
 def test_outside_of_a_mesh_the_axis_is_named():
     with pytest.raises(ValueError, match=r"'sequence'; expected an axis of the jax\.shard_map"):
         sharded.dot_product_attention(X, X, X, axis_name="sequence")
     with pytest.raises(ValueError, match="x has length 6; expected a multiple of 4"):
         sharded.place(np.arange(6), 2, axis=0)
-    with pytest.raises(ValueError, match="num_devices is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match="num_devices is 0; expected an int of 1 or more"):
         sharded.place(np.arange(6), 0, axis=0)
+    with pytest.raises(TypeError, match="num_devices is 'sequence'; expected an int"):
+        sharded.place(np.arange(6), "sequence", axis=0)

@@ -325,5 +325,5 @@ def test_explain_says_what_is_for_cudnn(shapes, options, reason):
 
 def test_it_is_for_gpu_alone():
     given = arrays(dtype=jnp.bfloat16)
-    with pytest.raises(ValueError, match="cuDNN is for gpu; this is cpu"):
+    with pytest.raises(ValueError, match="its kernels are for gpu; this is cpu"):
         attn.dot_product_attention(*given, implementation="cudnn")
