@@ -8,7 +8,6 @@ tile it is asked about.
 Letters: ``*B`` leading axes, N query heads, t queries and s keys of the tile.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -73,8 +72,6 @@ def expand(x: Array, axes: int) -> Array:
     return jnp.reshape(x, (1,) * (axes - x.ndim) + x.shape)
 
 
-# A program of its own, so that who reads a function of pairs finds it by its name.
-@functools.partial(jax.jit, static_argnums=1)
 def along_diagonals(x: Float[Array, "*N d"], num_queries: int) -> Float[Array, "*N t s"]:
     """Returns ``y[a, b] = x[b - a + t - 1]``: a tile of what is known of each distance.
 
@@ -93,3 +90,9 @@ def along_diagonals(x: Float[Array, "*N d"], num_queries: int) -> Float[Array, "
     rows = jnp.broadcast_to(longer[..., None, :], (*heads, num_queries, length + 1))
     flat = jnp.reshape(rows, (*heads, num_queries * (length + 1)))[..., : num_queries * length]
     return jnp.reshape(flat, (*heads, num_queries, length))[..., num_queries - 1 :]
+
+
+# A program of its own, so that who reads a function of pairs finds it: by a name that no other
+# function has, for one is not named so where it is defined.
+along_diagonals.__name__ = "attn.indices.along_diagonals"
+along_diagonals = jax.jit(along_diagonals, static_argnums=1)

@@ -1,6 +1,8 @@
 """What every test runs under. Must come before the first import of attn: it adds type checks."""
 
 import functools
+import importlib.metadata
+import os
 
 import jaxtyping
 
@@ -19,6 +21,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+LESS_POLISHED = {
+    "0.10": (
+        *("--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"),
+        "--xla_cpu_use_fusion_emitters=false",
+    ),
+    "0.11": ("--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"),
+}
+"""What has XLA compile for a CPU in less time, by version of JAX; it ends at one it does not know.
+"""
+
+
+def pytest_configure(config):
+    """Tests but slow ones, and the processes that they start, compile quickly."""
+    if config.getoption("markexpr") == "not slow":
+        version = ".".join(importlib.metadata.version("jax").split(".")[:2])
+        given = os.environ.get("XLA_FLAGS", "")
+        if "xla_backend_optimization_level" not in given:  # As those have that xdist starts.
+            os.environ["XLA_FLAGS"] = " ".join((given, *LESS_POLISHED.get(version, ()))).strip()
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,10 @@ HALF = jnp.bfloat16, jnp.float16
 
 
 def acosh(x: Array, **_: Any) -> Array:
-    """Returns the inverse of ``cosh``."""
+    """Returns the inverse of ``cosh``; NaN below 1."""
     more = jnp.minimum(x, 1e9) - 1
-    return jnp.where(x > 1e9, jnp.log(x) + LOG_2, jnp.log1p(more + jnp.sqrt(more * (more + 2))))
+    found = jnp.where(x > 1e9, jnp.log(x) + LOG_2, jnp.log1p(more + jnp.sqrt(more * (more + 2))))
+    return jnp.where(x < 1, jnp.nan, found)
 
 
 def asinh(x: Array, **_: Any) -> Array:
@@ -68,7 +69,14 @@ def expm1(x: Array, **_: Any) -> Array:
     u = jnp.exp(x)
     is_moderate = (u != 1) & (u - 1 != -1) & (u < jnp.inf)
     logarithm = jnp.log(jnp.where(is_moderate, u, 2))
-    return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * x / logarithm, u - 1))
+    return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * (x / logarithm), u - 1))
+
+
+def atanh(x: Array, **_: Any) -> Array:
+    """Of the size alone: near -1 the quotient would be of two numbers near 2, and lose the rest."""
+    size = jnp.abs(x)
+    found = jnp.log1p(2 * size / (1 - size)) / 2
+    return jnp.where(x < 0, -found, found)
 
 
 def sinh(x: Array, **_: Any) -> Array:
@@ -84,7 +92,7 @@ OF_BOTH: dict[str, Callable] = {
     "asin": lambda x, **_: lax.atan2(x, jnp.sqrt((1 - x) * (1 + x))),
     "asinh": asinh,
     "atan": lambda x, **_: lax.atan2(x, jnp.ones_like(x)),
-    "atanh": lambda x, **_: jnp.log1p(2 * x / (1 - x)) / 2,
+    "atanh": atanh,
     "cbrt": cbrt,
     "copy": lambda x, **_: x,
     "cosh": lambda x, **_: jnp.exp(x - LOG_2) + jnp.exp(-x - LOG_2),

@@ -41,7 +41,10 @@ def refuse_lacking(call: Call, lack: Callable[[Any], str | None]) -> None:
                 plain.append((found, pull(found)))
         return plain
 
-    closed = jax.make_jaxpr(passes)(list(known.values()), shape)
+    try:
+        closed = jax.make_jaxpr(passes)(list(known.values()), shape)
+    except NotImplementedError as error:
+        raise Refused(f"its function of pairs has no derivative: {error}") from None
     names = sorted({name for x in _equations(closed.jaxpr) if (name := lack(x)) is not None})
     if names:
         raise Refused(f"its function of pairs has what a kernel has not: {', '.join(names)}")

@@ -137,14 +137,14 @@ class Reader:
         if OFFSET not in _all(operands):
             try:
                 narrow, is_cut = self.narrow(name, params, operands, shape, is_inner)
+                if is_inner:
+                    self.check_inner(name, operands, narrow, aval.dtype)
             except Refused:
                 if axes is None:
                     raise
                 depends = OFFSET
         if OFFSET in {depends} | _all(operands):
             depends, is_inner = OFFSET, False
-        if is_inner:
-            self.lanes.check(name, _before(name, operands[0]), narrow)
         made = Value(
             depends,
             shape,
@@ -162,6 +162,14 @@ class Reader:
         # Functions are not told apart by what parameters print.
         printed = str(params), tuple(identities(params))
         return self.made.setdefault((name, printed, operands, index), made)
+
+    def check_inner(
+        self, name: str, operands: tuple[Value, ...], narrow: tuple[int, ...], dtype: Any
+    ) -> None:
+        """Raises ``Refused`` unless a result can be left for a kernel."""
+        self.lanes.check(name, _before(name, operands[0]), narrow)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise Refused(f"its function of pairs has complex numbers: {name}")
 
     def axes(self, equation: Any, operands: tuple[Value, ...]) -> list[Axes | None]:
         """Returns where the pairs of the results are, of what goes by their offsets alone."""

@@ -28,7 +28,8 @@ ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
     clz convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
-    gt integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul ne neg nextafter not
+    gt integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul ne neg
+    nextafter not
     one_minus_square or population_count pow reduce_precision rem round rsqrt select_n shift_left
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
     threefry2x32 xor
@@ -183,7 +184,12 @@ def _applied(x: Value, operands: list[Any], sides: tuple[int, int] | None) -> An
             return jnp.reshape(jnp.broadcast_to(operands[0], lanes), narrow)
     # What is not of pairs stands next to what is.
     beside = next((y.axes for y in x.operands if y.axes), None) if name in JOINS else None
-    shapes = [_with_sides(y.shape, y.axes or beside, sides) for y in x.operands]
+    # A function that keeps pairs apart is given what is the same for all of them as it is.
+    is_own = name == OWN_DERIVATIVE
+    shapes = [
+        _with_sides(y.narrow if is_own and not y.depends else y.shape, y.axes or beside, sides)
+        for y in x.operands
+    ]
     operands = [jnp.broadcast_to(*y) for y in zip(operands, shapes, strict=True)]
     if name in RESHAPES:
         return jnp.reshape(operands[0], shape_of(x, sides))

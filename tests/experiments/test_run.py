@@ -96,7 +96,8 @@ def started(parent, *overrides, cache=None):
         "PYTHONPATH": str(ROOT),
         # As this process is set; the program and so its rounding may depend on it.
         "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision or "default",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={len(jax.devices())}",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + f" --xla_force_host_platform_device_count={len(jax.devices())}",
     }
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)

@@ -19,10 +19,11 @@ SIZES = jnp.concatenate([jnp.float32(10) ** jnp.arange(-9, 3), jnp.linspace(0.1,
 X = jnp.concatenate([SIZES, -SIZES, jnp.array([0, jnp.inf, -jnp.inf, jnp.nan])])
 ARGUMENTS = {
     "acos": X[jnp.abs(X) <= 1],
-    "acosh": jnp.concatenate([1 + SIZES, jnp.array([1e20, jnp.inf])]),
+    "acosh": jnp.concatenate([1 + SIZES, jnp.array([1e20, jnp.inf, 0.9, -3, -1e20])]),
     "asin": X[jnp.abs(X) <= 1],
     "asinh": jnp.concatenate([X, jnp.array([1e20, -1e20])]),
     "atanh": X[jnp.abs(X) < 1],
+    "expm1": jnp.concatenate([X, jnp.array([83.0, 84.5, 86, 88, 88.7, -88, -104])]),
     "log2": jnp.abs(X),
 }
 

@@ -4,6 +4,7 @@ Numbers are compared elsewhere, in tiles of a few pairs; whether a value is too 
 outside of a kernel is decided by sizes.
 """
 
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import attn
-from attn import masks, scores
+from attn import masks, positions, scores
 from attn.overrides import KERNELS
 
 B, N, K, T, S, H = 3, 4, 2, 1024, 512, 64
@@ -121,30 +122,96 @@ LANES = {
 }
 
 
-@pytest.mark.parametrize("name", LANES)
-def test_leading_axes_stay_or_the_call_is_refused(name, monkeypatch):
+STAY = "a key head and its queries", "heads"
+
+
+@jax.jit
+def along_diagonals(table, offsets):
+    """Named as a function of ours that is told by its name."""
+    return table[jnp.abs(offsets) % table.size]
+
+
+PARAMS = jnp.sin(jnp.arange(5.0))
+OF_OFFSETS = {
+    "a function named as ours": lambda s, at, p: s + along_diagonals(p, at.key - at.query),
+    "as many numbers as distances": lambda s, at, p: (
+        s + along_diagonals(jnp.sin(jnp.arange(127.0 + 128)) * p[1], at.key - at.query)
+    ),
+    "a rule of offsets and of one number": lambda s, at, p: (
+        s + jnp.logaddexp(p[jnp.abs(at.key - at.query) % 5], jnp.full_like(s, p[0]))
+    ),
+    "features before keys": lambda s, at, p: (
+        s + jnp.sum(jnp.tanh((at.key - at.query)[..., None, :] * p[:, None]), -2)
+    ),
+    "buckets": lambda s, at, p: (
+        s + p[positions.relative_buckets(at.key - at.query, 5, bidirectional=False)]
+    ),
+}
+REFUSED = {
+    **{
+        name: (LANES[name], "has other leading axes than scores")
+        for name in LANES
+        if name not in STAY
+    },
+    "complex numbers": (lambda s, at, p: jnp.abs(s + 1j * p[0]), "has complex numbers"),
+}
+
+
+def value_and_gradient(score, implementation, num_keys=9):
+    """By queries, and by what the score is given."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(B, 9, N, 8)), jnp.float32)
+    key = x[:, :num_keys, :K]
+
+    def loss(x, params):
+        attend = functools.partial(attn.dot_product_attention, score=score, score_params=params)
+        return jnp.sum(jnp.sin(attend(x, key, key, implementation=implementation)))
+
+    return jax.value_and_grad(loss, (0, 1))(x, PARAMS)
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def hardware(request, monkeypatch):
+    """Whose kernels are interpreted."""
+    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": request.param, "interpret": True})
+
+
+@pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize("num_keys", [9, 1])
+@pytest.mark.parametrize("name", [*STAY, *OF_OFFSETS])
+def test_what_kernels_take_is_right(name, num_keys):
+    score = (LANES | OF_OFFSETS)[name]
+    found, expected = (value_and_gradient(score, x, num_keys) for x in ("fused", "reference"))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_of_a_pair_is_refused(name):
     """A kernel is in one lane at a time: what it makes of another order of them would be wrong."""
-    x = jnp.asarray(RNG.normal(size=(B, 9, N, 8)), jnp.float32)
-    key = x[:, :, :K]
+    score, reason = REFUSED[name]
+    with pytest.raises(ValueError, match=reason):
+        value_and_gradient(score, "fused")
 
-    def of(implementation):
-        loss = lambda x: jnp.sum(  # noqa: E731
-            jnp.sin(
-                attn.dot_product_attention(
-                    x, key, key, score=LANES[name], implementation=implementation
-                )
-            )
-        )
-        return jax.value_and_grad(loss)(x)
 
-    for hardware in ("gpu", "tpu"):
-        monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": hardware, "interpret": True})
-        if name in ("a key head and its queries", "heads"):
-            for found, expected in zip(of("fused"), of("reference"), strict=True):
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-        else:
-            with pytest.raises(ValueError, match="has other leading axes than scores"):
-                of("fused")
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        (lambda s, at, p: jax.lax.nextafter(s, s + 1), "has no derivative"),
+        (lambda s, at, p: jnp.abs(s + 1j), "has complex numbers"),
+    ],
+)
+def test_what_they_cannot_take_is_for_loops(score, reason, platform):
+    """Where nothing is named, it is no error."""
+    x = jax.ShapeDtypeStruct((1, 256, 4, 64), "bfloat16")
+    assert reason in attn.explain(x, x, x, score=score, platform=platform).refused["fused"]
+    with attn.compiled_for(platform, "9.0" if platform == "gpu" else None):
+        attend = jax.jit(functools.partial(attn.dot_product_attention, score=score))
+        lowering = {"gpu": "cuda", "tpu": "tpu"}[platform]
+        text = attend.trace(x, x, x).lower(lowering_platforms=(lowering,)).as_text()
+    assert "mosaic_gpu" not in text
+    assert "tpu_custom_call" not in text
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
