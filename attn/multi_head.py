@@ -12,7 +12,7 @@ heads, H head width, V value width.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,10 @@ from attn.masks import Mask
 class MultiHeadAttention(linen.Module):
     """Projects inputs to queries, keys and values, attends, and projects the heads together.
 
-    Raises, when called, before anything is computed:
+    Raises, when called, before anything is projected:
       ValueError: for sizes that do not divide, a dropout rate without ``deterministic``, and as
-        ``attn.dot_product_attention`` does.
+        ``attn.dot_product_attention`` does; with ``sequence_axis``, what its mesh has not is found
+        after.
       TypeError: as there.
     """
 
@@ -211,8 +212,8 @@ class MultiHeadAttention(linen.Module):
         self, sizes: "_Sizes", inputs_q: Array, inputs_k: Array, bias, mask, sinks, options
     ) -> None:
         """Raises as the call of attention does, before anything is projected."""
-        if self.sequence_axis is None:
-            chosen(self.implementation)
+        of_share = get_args(sharded.Implementation)
+        chosen(self.implementation, None if self.sequence_axis is None else of_share)
         dtype = self.dtype or jnp.promote_types(inputs_q.dtype, self.param_dtype)
         heads = ((inputs_q, sizes.num_heads), (inputs_k, sizes.num_key_heads))
         query, key = (_shaped((*x.shape[:-1], n, sizes.width), dtype) for x, n in heads)
