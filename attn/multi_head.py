@@ -116,7 +116,7 @@ class MultiHeadAttention(linen.Module):
             raise ValueError(
                 f"deterministic is None; expected True or False, as dropout_rate is {rate}"
             )
-        if deterministic is not None:
+        if rate:  # Else it may be anything, such as what ``linen.remat`` traces.
             arguments.check_flag("deterministic", deterministic)
         drops = rate > 0 and not deterministic
         arguments.check_flag("return_weights", return_weights)

@@ -239,7 +239,7 @@ def test_what_cannot_be_is_refused(given, arguments, message):
         ({"qkv_features": "12"}, "qkv_features is '12'; expected an int"),
         ({"rotary": "yes"}, "rotary is 'yes'; expected a bool"),
         ({"dropout_rate": "0.1"}, "dropout_rate is a str; expected a Python float"),
-        ({"deterministic": "no"}, "deterministic is 'no'; expected a bool"),
+        ({"deterministic": "no", "dropout_rate": 0.1}, "deterministic is 'no'; expected a bool"),
         ({"return_weights": 1}, "return_weights is 1; expected a bool"),
         ({"return_residual": True}, "return_residual is no option; expected of"),
         ({"inputs_q": None}, "inputs_q is a NoneType; expected an array"),
@@ -270,6 +270,18 @@ def test_an_implementation_that_is_named_runs_over_a_sequence_axis_too():
         assert [kernels_of(x) for x in (None, "fused", "blockwise", "xla")] == [1, 1, 0, 0]
         with pytest.raises(ValueError, match="expected one of 'blockwise', 'fused'"):
             kernels_of("reference")
+
+
+def test_it_may_be_computed_again():
+    """By ``linen.remat``, which traces flags too."""
+    kinds = MultiHeadAttention, linen.remat(MultiHeadAttention)
+    module, again = (kind(N, qkv_features=12) for kind in kinds)
+    numbers = module.init(jax.random.key(0), *SELF)
+    loss = lambda module, x: jnp.sum(module.apply(numbers, x, deterministic=True) ** 2)  # noqa: E731
+    found, expected = (
+        jax.grad(functools.partial(loss, x))(jnp.asarray(SELF[0])) for x in (again, module)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_it_is_the_public_name():
