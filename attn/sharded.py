@@ -24,6 +24,7 @@ Letters: ``*B`` leading axes, T queries and S keys of the whole sequence, n devi
 K key heads, H head width, V value width.
 """
 
+import contextlib
 import functools
 from typing import Any, Literal, Unpack, get_args
 
@@ -204,8 +205,10 @@ def _over_mesh(
             )
     if method == "all_to_all":
         _check_heads(axis, size, query, key)
-    # What else is wrong is found in the arrays as they were given, before any is moved.
-    jax.eval_shape(functools.partial(_resolved, query, query, key, bias, mask, options))
+    # What else is wrong is found in the arrays as they were given, before any is moved; but of a
+    # function that asks on which device it is.
+    with contextlib.suppress(NameError):
+        jax.eval_shape(functools.partial(_resolved, query, query, key, bias, mask, options))
 
     def rows(x: Array, at: int) -> PartitionSpec:
         return PartitionSpec(*(axis if n == x.ndim + at else None for n in range(x.ndim)))

@@ -466,6 +466,17 @@ def test_a_function_of_all_heads_is_told_that_it_sees_some():
     assert "sees 1 of N = 4 heads; at.head says which" in caught.value.__notes__[0]
 
 
+def test_a_function_may_ask_on_which_device_it_is():
+    def shifted(score, at, _):
+        return score + jax.lax.axis_index("sequence")
+
+    x = RNG.normal(size=X.shape).astype(np.float32)
+    found = sharded.dot_product_attention(
+        x, x, x, axis_name="sequence", mesh=mesh_of(4), score=shifted
+    )
+    np.testing.assert_allclose(found, attn.dot_product_attention(x, x, x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_share_of_odd_length_has_no_two_blocks():
     zigzag = functools.partial(
         sharded.dot_product_attention, axis_name="sequence", placement="zigzag"
