@@ -261,10 +261,13 @@ def _tiles(
         return call.grid, None
     # Once more, where no types tell of devices: inside of ``jax.shard_map`` what is planned does.
     nowhere = AbstractMesh((), ())
-    with jax.sharding.use_abstract_mesh(nowhere), eval_context():
-        call, context, _ = planned()
-        rows, columns = (jnp.arange(count) for count in call.grid.counts)
-        kinds = jax.lax.map(lambda i: call.kinds(context, i, columns), rows)
+    try:
+        with jax.sharding.use_abstract_mesh(nowhere), eval_context():
+            call, context, _ = planned()
+            rows, columns = (jnp.arange(count) for count in call.grid.counts)
+            kinds = jax.lax.map(lambda i: call.kinds(context, i, columns), rows)
+    except NameError:  # The mask asks on which device it is.
+        return call.grid, None
     names = (("full", FULL), ("mixed", MIXED), ("empty", EMPTY))
     return call.grid, {name: int(np.sum(np.asarray(kinds) == kind)) for name, kind in names}
 

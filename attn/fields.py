@@ -96,7 +96,7 @@ def check_integers(label: str, x: Any, batch: tuple[int, ...], **last: int) -> N
 def check_arguments(label: str, function: Callable[..., Any], names: Sequence[str]) -> None:
     """Raises TypeError if a function is known not to take as many arguments."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # Of some that are not written in Python none is known.
         return
     try:

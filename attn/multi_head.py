@@ -10,6 +10,7 @@ Letters: ``*B`` leading axes, T queries, S keys, D model width, N query heads, K
 heads, H head width, V value width.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack, get_args
@@ -31,8 +32,8 @@ class MultiHeadAttention(linen.Module):
 
     Raises, when called, before anything is projected:
       ValueError: for sizes that do not divide, a dropout rate without ``deterministic``, and as
-        ``attn.dot_product_attention`` does; with ``sequence_axis``, what its mesh has not is found
-        after.
+        ``attn.dot_product_attention`` does; what is wrong with a score function, or with the mesh
+        of a ``sequence_axis``, is found after.
       TypeError: as there.
     """
 
@@ -211,13 +212,14 @@ class MultiHeadAttention(linen.Module):
     def _check_call(
         self, sizes: "_Sizes", inputs_q: Array, inputs_k: Array, bias, mask, sinks, options
     ) -> None:
-        """Raises as the call of attention does, before anything is projected."""
+        """Raises as the call of attention does, but for the score, before anything is projected."""
         of_share = get_args(sharded.Implementation)
         chosen(self.implementation, None if self.sequence_axis is None else of_share)
-        dtype = self.dtype or jnp.promote_types(inputs_q.dtype, self.param_dtype)
         heads = ((inputs_q, sizes.num_heads), (inputs_k, sizes.num_key_heads))
-        query, key = (_shaped((*x.shape[:-1], n, sizes.width), dtype) for x, n in heads)
-        arguments.resolve(query, key, bias, mask, **options)
+        query, key = (_shaped((*x.shape[:-1], n, sizes.width)) for x, n in heads)
+        of_pairs = options | {"score": None, "score_params": None}
+        with contextlib.suppress(NameError):  # A mask may ask on which device it is.
+            arguments.resolve(query, key, bias, mask, **of_pairs)
         if sinks is not None:
             arguments.sinks_of(sinks, query)
 
@@ -232,9 +234,9 @@ class _Sizes(NamedTuple):
     out_features: int
 
 
-def _shaped(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Returns what stands for an array where shape and dtype alone are looked at."""
-    return jax.ShapeDtypeStruct(shape, dtype)
+def _shaped(shape: tuple[int, ...]) -> Any:
+    """Returns what stands for an array where its shape alone is looked at."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _inputs(*given: Any) -> list[Array]:

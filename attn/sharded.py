@@ -25,7 +25,6 @@ K key heads, H head width, V value width.
 """
 
 import contextlib
-import functools
 from typing import Any, Literal, Unpack, get_args
 
 import jax
@@ -208,7 +207,7 @@ def _over_mesh(
     # What else is wrong is found in the arrays as they were given, before any is moved; but of a
     # function that asks on which device it is.
     with contextlib.suppress(NameError):
-        jax.eval_shape(functools.partial(_resolved, query, query, key, bias, mask, options))
+        jax.eval_shape(lambda: bool(_resolved(query, query, key, bias, mask, options)))
 
     def rows(x: Array, at: int) -> PartitionSpec:
         return PartitionSpec(*(axis if n == x.ndim + at else None for n in range(x.ndim)))

@@ -35,7 +35,7 @@ LESS_POLISHED = {
 
 
 def pytest_configure(config):
-    """Tests but slow ones, and the processes that they start, compile quickly."""
+    """Where slow tests are not among them, tests compile quickly."""
     if config.getoption("markexpr") == "not slow":
         version = ".".join(importlib.metadata.version("jax").split(".")[:2])
         given = os.environ.get("XLA_FLAGS", "")

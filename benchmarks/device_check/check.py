@@ -88,8 +88,8 @@ class Check:
 
 def _packages() -> dict[str, str]:
     """Returns the versions of what programs are made and timed by, where it is installed."""
-    found = {x.name: x.version for x in importlib.metadata.distributions()}
-    return {name: found[name] for name in sorted(found) if name.startswith(PACKAGES)}
+    names = {x.name for x in importlib.metadata.distributions() if x.name}  # Of a broken one, None.
+    return {x: importlib.metadata.version(x) for x in sorted(names) if x.startswith(PACKAGES)}
 
 
 def _row(cells: Iterable[str]) -> str:

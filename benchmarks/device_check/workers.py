@@ -59,8 +59,9 @@ def side_by_side(
             return None
         if not count:
             return function(*item)
-        worker = workers.get().alive()
+        worker = workers.get()
         try:
+            worker = worker.alive()
             found, raised = worker.done(functools.partial(function, *item), until + PATIENCE)
             return found if raised is None else lost(*item, raised)
         except (EOFError, OSError) as error:

@@ -231,6 +231,18 @@ def test_wrong_value_is_refused_while_tracing():
     assert_refused(lambda **x: jax.eval_shape(attn.dot_product_attention, **x), ValueError, *wrong)
 
 
+def test_a_function_may_be_wrapped():
+    def of_positions(function):
+        @functools.wraps(function)
+        def wrapped(at):
+            return function(at.query, at.key)
+
+        return wrapped
+
+    near = masks.Where(of_positions(lambda query, key: abs(query - key) < 3))
+    assert attn.dot_product_attention(X, X, X, mask=near).shape == X.shape
+
+
 def test_what_is_accepted():
     """Lists, NumPy's scalars, and lengths of one call without leading axes."""
     one = [[[1.0, 2.0]], [[3.0, 4.0]]]

@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 import attn
-from attn import MultiHeadAttention
+from attn import MultiHeadAttention, masks
 from attn.testing import oracle
 from tests.attn.cases import FLOAT32, assert_close, jit
 
@@ -270,6 +270,24 @@ def test_an_implementation_that_is_named_runs_over_a_sequence_axis_too():
         assert [kernels_of(x) for x in (None, "fused", "blockwise", "xla")] == [1, 1, 0, 0]
         with pytest.raises(ValueError, match="expected one of 'blockwise', 'fused'"):
             kernels_of("reference")
+
+
+def test_functions_are_asked_as_attention_asks_them():
+    """On the device where they run, and of scores in the dtype that they have."""
+    mesh = jax.make_mesh((1,), ("s",), axis_types=(jax.sharding.AxisType.Auto,))
+    near = masks.Where(lambda at: at.key >= jax.lax.axis_index("s"))
+    score = lambda s, at, _: s + jax.lax.axis_index("s")  # noqa: E731
+    with jax.sharding.set_mesh(mesh):
+        module = MultiHeadAttention(2, sequence_axis="s")
+        found, numbers = module.init_with_output(
+            jax.random.key(0), jnp.ones((1, 16, 8)), mask=near, score=score
+        )
+    expected = MultiHeadAttention(2).apply(numbers, jnp.ones((1, 16, 8)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    numbers = jax.tree.map(lambda x: x.astype(jnp.bfloat16), numbers)
+    with jax.numpy_dtype_promotion("strict"):
+        found = MultiHeadAttention(2).apply(numbers, jnp.ones((1, 16, 8), jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
 
 
 def test_it_may_be_computed_again():

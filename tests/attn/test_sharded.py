@@ -477,6 +477,22 @@ def test_a_function_may_ask_on_which_device_it_is():
     np.testing.assert_allclose(found, attn.dot_product_attention(x, x, x), rtol=1e-5, atol=1e-6)
 
 
+class Twice(scores.Score):
+    """No pytree."""
+
+    def __call__(self, found, at):
+        return 2 * found
+
+
+@pytest.mark.parametrize("score", [Twice(), scores.RelativeBias(np.ones((8, 4), np.float32))])
+def test_scores_on_a_mesh_of_which_an_axis_is_left(score):
+    mesh = jax.make_mesh((2, 2), ("rows", "sequence"), (AxisType.Auto,) * 2)
+    x = RNG.normal(size=X.shape).astype(np.float32)
+    found = sharded.dot_product_attention(x, x, x, axis_name="sequence", mesh=mesh, score=score)
+    expected = attn.dot_product_attention(x, x, x, score=score)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_share_of_odd_length_has_no_two_blocks():
     zigzag = functools.partial(
         sharded.dot_product_attention, axis_name="sequence", placement="zigzag"

@@ -225,7 +225,7 @@ def test_an_item_that_ends_its_process_is_lost_alone(monkeypatch, how, why):
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_ends_while_it_waits_is_replaced():
+def test_a_worker_that_ends_while_it_waits_is_replaced(monkeypatch):
     first = workers._Process()
     assert first.alive() is first
     kill_workers()
@@ -234,6 +234,13 @@ def test_a_worker_that_ends_while_it_waits_is_replaced():
         assert second.done(functools.partial(spoils, 3, -1, None), math.inf) == (3, None)
     finally:
         second.kill()
+    alive, asked = workers._Process.alive, []
+    monkeypatch.setattr(workers._Process, "alive", lambda x: asked.append(x) or alive(x))
+    monkeypatch.setattr(workers, "are_processes", lambda: True)
+    monkeypatch.setattr(workers, "MOST_PROCESSES", 1)
+    items = [(n, -1, None) for n in range(3)]
+    assert list(workers.side_by_side(spoils, items, math.inf, spoils)) == [0, 1, 2]
+    assert len(asked) == 3
     assert not multiprocessing.active_children()
 
 
