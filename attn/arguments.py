@@ -111,11 +111,6 @@ def resolve(
         mask.check(tuple(batch), num_heads, num_queries, num_keys)
         masks.append(mask)
     elif mask is not None:
-        if not hasattr(mask, "dtype") and not isinstance(mask, (bool, list, tuple)):
-            raise TypeError(
-                f"mask is {mask!r}, a {type(mask).__name__}; expected an array of booleans, or a "
-                "value of attn.masks"
-            )
         masks.append(Dense(_broadcastable("mask", mask, pairs, is_mask=True)))
     check_flag("is_causal", is_causal)
     if is_causal:
@@ -167,11 +162,11 @@ def check_flag(name: str, x: Any) -> None:
         raise TypeError(f"{name} is {x!r}; expected a bool")
 
 
-def array(name: str, x: Any) -> Array:
+def array(name: str, x: Any, expected: str = "an array") -> Array:
     """Returns ``x`` as an array, or raises TypeError or ValueError."""
     if not hasattr(x, "dtype") and not isinstance(x, (list, tuple, numbers.Number)):
-        raise TypeError(f"{name} is a {type(x).__name__}; expected an array")
-    _check_is_there(name, x, "an array")
+        raise TypeError(f"{name} is a {type(x).__name__}; expected {expected}")
+    _check_is_there(name, x, expected)
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -192,7 +187,7 @@ def _beside_one_row(x: Array, batch: tuple[int, ...]) -> Array:
 
 
 def _broadcastable(name: str, x: Any, pairs: tuple[int, ...], *, is_mask: bool) -> Array:
-    x = array(name, x)
+    x = array(name, x, "an array of booleans, or a value of attn.masks" if is_mask else "an array")
     if is_mask and x.dtype != bool:
         raise TypeError(
             f"mask has dtype {x.dtype}; expected bool, True where a query may attend (scores to "

@@ -182,11 +182,11 @@ class MultiHeadAttention(linen.Module):
         for name in ("rotary", "use_bias"):
             arguments.check_flag(name, getattr(self, name))
 
-        def size(name, default=None):
+        def size(name, default):
             x = getattr(self, name)
-            return default if x is None and default is not None else fields.count(name, x, 1)
+            return default if x is None else fields.count(name, x, 1)
 
-        num_heads = size("num_heads")
+        num_heads = fields.count("num_heads", self.num_heads, 1)
         num_key_heads = size("num_key_heads", num_heads)
         if num_heads % num_key_heads:
             raise ValueError(
@@ -215,8 +215,13 @@ class MultiHeadAttention(linen.Module):
         """Raises as the call of attention does, but for the score, before anything is projected."""
         of_share = get_args(sharded.Implementation)
         chosen(self.implementation, None if self.sequence_axis is None else of_share)
-        heads = ((inputs_q, sizes.num_heads), (inputs_k, sizes.num_key_heads))
-        query, key = (_shaped((*x.shape[:-1], n, sizes.width)) for x, n in heads)
+
+        def projected(x, num_heads) -> Any:
+            """Of an array, its shape alone is looked at."""
+            return jax.ShapeDtypeStruct((*x.shape[:-1], num_heads, sizes.width), jnp.float32)
+
+        query = projected(inputs_q, sizes.num_heads)
+        key = projected(inputs_k, sizes.num_key_heads)
         of_pairs = options | {"score": None, "score_params": None}
         with contextlib.suppress(NameError):  # A mask may ask on which device it is.
             arguments.resolve(query, key, bias, mask, **of_pairs)
@@ -232,11 +237,6 @@ class _Sizes(NamedTuple):
     width: int
     value_width: int
     out_features: int
-
-
-def _shaped(shape: tuple[int, ...]) -> Any:
-    """Returns what stands for an array where its shape alone is looked at."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _inputs(*given: Any) -> list[Array]:

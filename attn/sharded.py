@@ -344,6 +344,7 @@ def _exchanged(
 
 
 def _check_heads(axis: str, size: int, query: Array, key: Array) -> None:
+    """Raises ValueError unless the heads can be spread over so many devices."""
     num_heads, num_key_heads = query.shape[-2], key.shape[-2]
     if num_heads % size:
         raise ValueError(

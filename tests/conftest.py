@@ -1,7 +1,6 @@
 """What every test runs under. Must come before the first import of attn: it adds type checks."""
 
 import functools
-import importlib.metadata
 import os
 
 import jaxtyping
@@ -16,6 +15,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import quick  # noqa: E402
+
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -23,33 +24,19 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("suite")
 
 
-LESS_POLISHED = {
-    "0.10": (
-        *("--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"),
-        "--xla_cpu_use_fusion_emitters=false",
-    ),
-    "0.11": ("--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"),
-}
-"""What has XLA compile for a CPU in less time, by version of JAX; it ends at one it does not know.
-"""
-
-
 def pytest_configure(config):
     """Where slow tests are not among them, tests compile quickly."""
-    if config.getoption("markexpr") == "not slow":
-        version = ".".join(importlib.metadata.version("jax").split(".")[:2])
-        given = os.environ.get("XLA_FLAGS", "")
-        if "xla_backend_optimization_level" not in given:  # As those have that xdist starts.
-            os.environ["XLA_FLAGS"] = " ".join((given, *LESS_POLISHED.get(version, ()))).strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    is_told = "xla_backend_optimization_level" in given  # By a user, or by who starts a worker.
+    if config.getoption("markexpr") == "not slow" and not is_told:
+        os.environ["XLA_FLAGS"] = f"{quick.as_flags(quick.quick_to_compile())} {given}".strip()
 
 
 @pytest.fixture(scope="module")
 def quick_to_compile():
     """What is compiled here is run once."""
-    from tests.attn import cases
-
     with pytest.MonkeyPatch.context() as patch:
-        options = cases.quick_to_compile()
+        options = quick.quick_to_compile()
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
         yield
 

@@ -41,6 +41,13 @@ def asinh(x: Array, **_: Any) -> Array:
     return jnp.where(x < 0, -found, found)
 
 
+def atanh(x: Array, **_: Any) -> Array:
+    """Returns the inverse of ``tanh``, of its size: of -1 + e the quotient would lose e."""
+    size = jnp.abs(x)
+    found = jnp.log1p(2 * size / (1 - size)) / 2
+    return jnp.where(x < 0, -found, found)
+
+
 def cbrt(x: Array, **_: Any) -> Array:
     """Returns the third root."""
     found = jnp.exp2(jnp.log(jnp.abs(x)) * (1 / 3 / LOG_2))
@@ -70,13 +77,6 @@ def expm1(x: Array, **_: Any) -> Array:
     is_moderate = (u != 1) & (u - 1 != -1) & (u < jnp.inf)
     logarithm = jnp.log(jnp.where(is_moderate, u, 2))
     return jnp.where(u == 1, x, jnp.where(is_moderate, (u - 1) * (x / logarithm), u - 1))
-
-
-def atanh(x: Array, **_: Any) -> Array:
-    """Of the size alone: near -1 the quotient would be of two numbers near 2, and lose the rest."""
-    size = jnp.abs(x)
-    found = jnp.log1p(2 * size / (1 - size)) / 2
-    return jnp.where(x < 0, -found, found)
 
 
 def sinh(x: Array, **_: Any) -> Array:

@@ -32,8 +32,9 @@ from jaxtyping import Array
 
 from attn.indices import expand
 from attn.kernels.distances import Distances
+from attn.kernels.given import check
 from attn.kernels.lanes import Lanes
-from attn.kernels.reading import Reader, check
+from attn.kernels.reading import Reader
 from attn.kernels.values import KEY, NEITHER, OFFSET, PAIR, QUERY, Value, computed, shape_of
 from attn.tiles import Share
 

@@ -29,10 +29,9 @@ ELEMENTWISE = frozenset(
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
     clz convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
     gt integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul ne neg
-    nextafter not
-    one_minus_square or population_count pow reduce_precision rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    threefry2x32 xor
+    nextafter not one_minus_square or population_count pow reduce_precision rem round rsqrt select_n
+    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
+    sub tan tanh threefry2x32 xor
     """.split()  # noqa: SIM905
 )
 """Operations that are left for a kernel if their operands depend on both."""

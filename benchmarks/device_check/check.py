@@ -19,8 +19,6 @@ from experiments.environment import commit
 
 PASSED, FAILED, MEASURED, RAISED, SKIPPED = "passed", "failed", "measured", "raised", "skipped"
 """How a part ended; one that has nothing to pass is measured."""
-
-
 PACKAGES = "jax", "libtpu", "nvidia-cu", "torch", "tokamax", "triton"
 """What the names begin with of packages that are written down."""
 

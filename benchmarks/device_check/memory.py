@@ -16,7 +16,8 @@ def memory(check: Check) -> bool:
     wanted = check.sizes.derivatives
     lengths = (length, 2 * length)
     row = check.table("implementation", "of", *(f"MB at T = {n}" for n in lengths), "ratio")
-    found, left = check.found.setdefault("programs", []), 0
+    found = check.found["programs"] = []
+    left = 0
     for name, attend in in_linear_memory(dtype).items():
         for kind, function in derivatives(attend).items():
             if wanted is not None and kind not in wanted:

@@ -5,7 +5,6 @@ small tiles of ``conftest.py`` both axes are cut into several tiles, the last of
 """
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 import attn
 from attn.testing import oracle
+from tests.quick import quick_to_compile
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-10}
 """Of values and derivatives of any order in float64, against a formula in float64."""
@@ -131,21 +131,6 @@ def allowed_pairs(case: Case) -> np.ndarray:
     return oracle.allowed_pairs(
         inputs["query"].shape, inputs["key"].shape, **discrete(case), **case.options
     )
-
-
-@functools.cache
-def quick_to_compile() -> dict[str, Any]:
-    """Returns options of the compiler: the same program in a sixth of the time, less polished."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_cpu_parallel_codegen_split_count": 1,
-    }
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(1))
-    except Exception:  # Options come and go with versions; without them the tests are only slower.
-        return {}
-    return options
 
 
 def jit(function):

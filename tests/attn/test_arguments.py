@@ -287,7 +287,7 @@ OTHER_ERRORS = {
     "text": (lambda: attn.dot_product_attention(X, np.array([[["a"]]]), X), "key is no array of"),
     "a mask by its name": (
         lambda: attn.dot_product_attention(X, X, X, mask="causal"),
-        "mask is 'causal', a str; expected an array of booleans, or a value of attn.masks",
+        "mask is a str; expected an array of booleans, or a value of attn.masks",
     ),
     "a score of two": (
         lambda: attn.dot_product_attention(X, X, X, score=lambda s, at: s),

@@ -19,8 +19,8 @@ from tests.attn.cases import (
     differentiable,
     discrete,
     jit,
-    quick_to_compile,
 )
+from tests.quick import quick_to_compile
 
 SMALL = functools.partial(Case, num_heads=6, head_width=5)
 CASES = {

@@ -8,8 +8,8 @@ import pytest
 
 import attn
 from attn import masks, scores
-from tests.attn.cases import quick_to_compile
 from tests.attn.laws import inner
+from tests.quick import quick_to_compile
 
 FEW, MANY = 4096, 16384
 MEGABYTE = 10**6

@@ -15,7 +15,7 @@ import pytest
 import experiments.run
 from experiments.config import Config
 from experiments.processes import ProcessesConfig, join
-from tests.attn.cases import quick_to_compile
+from tests.quick import as_flags, quick_to_compile
 
 ROOT = pathlib.Path(experiments.run.__file__).parent.parent
 CONFIG = """
@@ -50,7 +50,7 @@ def processes(folder, count, *overrides, steps, of_job=None, num_devices=2):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
+        "XLA_FLAGS": as_flags(flags),
     }
     command = [sys.executable, "-m", "experiments.run", "config.py", *overrides]
     port = free_port()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tests.attn.cases import quick_to_compile
+from tests.quick import quick_to_compile
 
 ROWS = 4000
 MIN_P = 1e-4
