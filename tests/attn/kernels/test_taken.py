@@ -130,9 +130,13 @@ TAKEN = {
     "buckets": lambda s, at, p: (
         s + p[positions.relative_buckets(at.key - at.query, 5, bidirectional=False)]
     ),
-    "a search": lambda s, at, p: (
-        s + p[jnp.searchsorted(jnp.arange(4), at.key - at.query, method="compare_all")]
-    ),
+    **{
+        f"a search, {side}": lambda s, at, p, side=side: (
+            s
+            + p[jnp.searchsorted(jnp.arange(4), at.key - at.query, side=side, method="compare_all")]
+        )
+        for side in ("left", "right")
+    },
 }
 LANES = "has other leading axes than scores"
 REFUSED = {
