@@ -146,7 +146,8 @@ def relative_buckets(
     """
     starts = bucket_starts(num_buckets, bidirectional, max_distance)
     before = jnp.abs(distances) if bidirectional else jnp.maximum(-distances, 0)
-    buckets = jnp.sum(jnp.asarray(starts) <= before[..., None], axis=-1, dtype=jnp.int32)
+    is_past = jnp.expand_dims(starts, range(before.ndim)) <= before[..., None]
+    buckets = jnp.sum(is_past, axis=-1, dtype=jnp.int32)
     if bidirectional:
         buckets += jnp.where(distances > 0, num_buckets // 2, 0)
     return buckets
