@@ -91,16 +91,22 @@ def blockwise_attention(
     more = ("dropout", dropout_seed is not None), ("a sequence that is spread", spread is not None)
     beside = *beside, *(name for name, is_asked in more if is_asked)
     band = kernels.band_of(Asked(query, key, value, bias, mask, score, beside), named)
-    planned = functools.partial(plan, query, key, mask, score, *dropped)
-    how = kernels.of_tiles(named) if sides is None and band is None else None
-    if how is not None:
-        sides = kernels.tiles_of(how["kernels"], query, value)
-    call, context, params = planned(sides, spread, named, band)
-    if how is not None and named is None:
+    how, of_kernels = kernels.of_tiles(named) if band is None else None, sides
+    if how is not None and sides is None:
+        of_kernels = kernels.tiles_of(how["kernels"], query, value)
+
+    def planned(sides, mask, score):
+        return plan(query, key, mask, score, *dropped, sides, spread, named, band)
+
+    if how is None:
+        found = planned(sides, mask, score)
+    else:
+        make = functools.partial(planned, of_kernels)
         try:
-            kernels.taken(call, context, params, (query, key, value, bias), scale, **how)
-        except Refused:  # What runs then, loops, has tiles of its own.
-            call, context, params = planned(None, spread, named, band)
+            found, _ = kernels.planned(make, mask, score, (query, key, value, bias), scale, **how)
+        except Refused:  # What runs then, loops, has tiles of its own; what is named says why.
+            found = planned(sides if named is None else of_kernels, mask, score)
+    call, context, params = found
     return attend(call, context, params, query, key, value, bias, scale)
 
 

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
-from attn.devices import of_type, vary, varying
+from attn.devices import example, of_type, vary, varying
 
 CALLS = frozenset(("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"))
 """Operations that are a program of their own, computed where they stand."""
@@ -73,6 +73,36 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
     told_apart = identities([x.params for x in closed.jaxpr.eqns])
     key = (str(closed.jaxpr), results, tuple(told_apart))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
+
+
+def rule_of(equation: Any) -> tuple[ClosedJaxpr, list[int]]:
+    """Returns the rule of a function that has a derivative of its own, of ``jax.custom_jvp``.
+
+    That is a program of the operands and of the tangents of those that are floats, which gives the
+    tangents of such results; and which operands are floats.
+
+    Args:
+      equation: that is a call of the function.
+    """
+    params = equation.primitive.get_bind_params(equation.params)
+    types = [
+        example(x.aval.shape, x.aval.dtype, tuple(sorted(of_type(x.aval)))) for x in equation.invars
+    ]
+    moving = [n for n, x in enumerate(types) if is_float(x)]
+
+    def tangents(every, moved):
+        def function(some):
+            known = dict(enumerate(every)) | dict(zip(moving, some, strict=True))
+            return [x for x in equation.primitive.bind(*known.values(), **params) if is_float(x)]
+
+        return jax.jvp(function, ([every[n] for n in moving],), (moved,))[1]
+
+    return jax.make_jaxpr(tangents)(types, [types[n] for n in moving]), moving
+
+
+def is_float(x: Any) -> bool:
+    """Returns whether a value, or an array, may have a cotangent."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def identities(parameters: Any) -> Iterator[Any]:

@@ -234,9 +234,12 @@ def _taken(kind: str, named: str | None, asked: _Asked, *, is_here: bool) -> Any
         return None
     sides = kernels.tiles_of(how["kernels"], query, value)
     dropped = resolved.dropout_seed, resolved.dropout_rate
-    of_plan = query, key, resolved.mask, resolved.score, *dropped, sides
-    call, context, params = plan(*of_plan, named=named)
-    return kernels.taken(call, context, params, asked.arrays, resolved.scale, **how)
+
+    def make(mask, score):
+        return plan(query, key, mask, score, *dropped, sides, named=named)
+
+    changes = resolved.mask, resolved.score
+    return kernels.planned(make, *changes, asked.arrays, resolved.scale, **how)[1]
 
 
 def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:

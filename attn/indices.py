@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class Indices(NamedTuple):
@@ -92,7 +92,20 @@ def along_diagonals(x: Float[Array, "*N d"], num_queries: int) -> Float[Array, "
     return jnp.reshape(flat, (*heads, num_queries, length))[..., num_queries - 1 :]
 
 
-# A program of its own, so that who reads a function of pairs finds it: by a name that no other
+def of_pairs(
+    table: Shaped[Array, "*N T S"], queries: Int[Array, "... t 1"], keys: Int[Array, "... 1 s"]
+) -> Shaped[Array, "*N t s"]:
+    """Returns what a table of all pairs has at these, the last of it where it has none.
+
+    Cost: O(t s) time and memory a head.
+    """
+    at = jnp.reshape(queries, (-1, 1)), jnp.reshape(keys, -1)
+    return table.at[(..., *at)].get(mode="clip")
+
+
+# Programs of their own, so that who reads a function of pairs finds them: by names that no other
 # function has, for one is not named so where it is defined.
 along_diagonals.__name__ = "attn.indices.along_diagonals"
 along_diagonals = jax.jit(along_diagonals, static_argnums=1)
+of_pairs.__name__ = "attn.indices.of_pairs"
+of_pairs = jax.jit(of_pairs)

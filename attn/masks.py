@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from attn import fields
+from attn import fields, pairs
 from attn.indices import Indices, expand, tile_indices
 from attn.mask_algebra import And, Mask, Not, Or, TileKind, mask_class
 
@@ -385,10 +385,9 @@ class Where(Mask):
         for name, function in (("function", self.function), ("tile", self.rule)):
             if function is not None:
                 fields.check_arguments(f"mask Where.{name}", function, names)
-        t, s = 2, 3
-        indices = tile_indices(batch, num_heads, jnp.arange(t), jnp.arange(s))
-        # A new function for every trace: JAX remembers traces, and with them closed-over tracers.
-        found = jax.eval_shape(lambda mask, at: mask._answer(at), self, indices)
+        t, s = pairs.SIZES[0]
+        answer = lambda _, at: self._answer(at)  # noqa: E731
+        program, found = pairs.traced(answer, batch, num_heads, jnp.float32)
         expected = (*batch, num_heads, t, s)
         if found.dtype != bool:
             raise TypeError(f"mask {self!r} returned dtype {found.dtype}; expected bool")
@@ -397,6 +396,10 @@ class Where(Mask):
                 f"mask {self!r} returned shape {found.shape}; expected one broadcastable to "
                 f"[*B, N, t, s] = {expected}, for a tile of {t} queries and {s} keys"
             )
+        again = lambda: pairs.traced(answer, batch, num_heads, jnp.float32, 1)[0]  # noqa: E731
+        pairs.check(f"mask {self!r}", program, again)
+        indices = tile_indices(batch, num_heads, jnp.arange(t), jnp.arange(s))
+        # A new function for every trace: JAX remembers traces, and with them closed-over tracers.
         kind = jax.eval_shape(lambda mask, at: mask.tile(at), self, indices)
         for name, flag in kind._asdict().items():
             if flag.shape != () or flag.dtype != bool:

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from attn import fields, positions
-from attn.indices import Indices, along_diagonals, expand, tile_indices
+from attn import fields, pairs, positions
+from attn.indices import Indices, along_diagonals, expand
 
 
 class Score:
@@ -52,7 +52,8 @@ class Score:
         """Checks this score function against scores ``[*B, N, T, S]``.
 
         Shapes and dtypes are checked always, values where they are not traced. Here, for any
-        subclass, that a tile keeps its shape and dtype: found by tracing, nothing is computed.
+        subclass, that a tile keeps its shape and dtype, and that no operation is known to mix its
+        pairs (``attn.pairs``): found by tracing, nothing is computed.
 
         Args:
           batch: the lengths of the leading axes.
@@ -65,26 +66,23 @@ class Score:
           ValueError: for a shape or value that does not fit, naming class and field.
           TypeError: for a dtype or type that does not fit, naming class and field.
         """
-
-        # Indices are not known, and the sides are not those of the whole, as in most tiles.
-        def tile(scores, first):
-            queries, keys = (first + jnp.arange(size) for size in scores.shape[-2:])
-            return self(scores, tile_indices(tuple(batch), num_heads, queries, keys))
-
-        scores = jax.ShapeDtypeStruct((*batch, num_heads, 2, 3), dtype)
-        result = jax.eval_shape(tile, scores, jax.ShapeDtypeStruct((), jnp.int32))
+        # The sides are not those of the whole, as in most tiles.
+        expected = (*batch, num_heads, *pairs.SIZES[0])
+        program, result = pairs.traced(self, batch, num_heads, dtype)
         if not isinstance(result, jax.ShapeDtypeStruct):
             raise TypeError(f"score {self!r} returns {result!r}; expected an array")
-        if result.shape != scores.shape:
+        if result.shape != expected:
             raise ValueError(
                 f"score {self!r} returns shape {result.shape} for a tile of scores of shape "
-                f"{scores.shape}; expected the same"
+                f"{expected}; expected the same"
             )
-        if result.dtype != scores.dtype:
+        if result.dtype != dtype:
             raise TypeError(
-                f"score {self!r} returns dtype {result.dtype} for scores of dtype {scores.dtype}; "
-                "expected the same"
+                f"score {self!r} returns dtype {result.dtype} for scores of dtype "
+                f"{jnp.dtype(dtype)}; expected the same"
             )
+        again = lambda: pairs.traced(self, batch, num_heads, dtype, 1)[0]  # noqa: E731
+        pairs.check(f"score {self!r}", program, again)
 
     def __repr__(self):
         shown = ", ".join(f"{name}={fields.show(value)}" for name, value in vars(self).items())

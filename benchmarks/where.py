@@ -44,9 +44,31 @@ def by_distance(score, at, table):
     return score + table[jnp.clip(at.key - at.query, -8, 8) + 8]
 
 
+def apart(score, at, places):
+    """One by how far apart two are in a space of their own."""
+    return score - jnp.sum((places[at.query] - places[at.key]) ** 2, axis=-1)
+
+
+def in_cases(score, at, factors):
+    """One of several cases."""
+    is_far, is_past = at.key < at.query - 64, at.key < at.query
+    return jnp.select([is_far, is_past], [score * factors[0], score * factors[1]], score)
+
+
+def by_kind(score, at, table):
+    """One that looks up what kind both are of."""
+    return score + table[at.query % 8, at.key % 8]
+
+
 def by_pair(score, at, table):
-    """One that looks up both."""
-    return score + table[at.query % 17, at.key % 17]
+    """One that looks up the pair."""
+    return score + table[at.head, at.query, at.key]
+
+
+def by_rows(score, at, table):
+    """One that looks up how many rows and columns are between them, in an image of 64 columns."""
+    rows, columns = at.key // 64 - at.query // 64, at.key % 64 - at.query % 64
+    return score + table[rows + 31, columns + 63]
 
 
 def same(dtype: str) -> dict[str, Any]:
@@ -85,8 +107,16 @@ CALLS: dict[str, list[dict[str, Any]]] = {
         {"score": scores.RelativeBias(np.zeros((32, 4), np.float32))},
         {"score": by_distance, "score_params": np.zeros(17, np.float32)},
     ],
-    "a table of your own by query and key": [
-        {"score": by_pair, "score_params": np.zeros((17, 17), np.float32)}
+    "features of both, a choice of cases, a table of kinds": [
+        {"score": apart, "score_params": np.zeros((1998, 3), np.float32)},
+        {"score": in_cases, "score_params": np.ones(2, np.float32)},
+        {"score": by_kind, "score_params": np.zeros((8, 8), np.float32)},
+    ],
+    "a number of your own for each pair": [
+        {"score": by_pair, "score_params": np.zeros((4, 1998, 1998), np.float32)}
+    ],
+    "a long table by both, but not by distance": [
+        {"score": by_rows, "score_params": np.zeros((63, 127), np.float32)}
     ],
     "grouped queries": [{"key": heads(num_heads=2), "value": heads(num_heads=2)}],
     "V other than H": [{"value": heads(width=96)}],

@@ -30,7 +30,7 @@ Pallas takes a third of a second to import: so the modules are imported when one
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -93,6 +93,45 @@ def of_tiles(named: str | None) -> dict[str, Any] | None:
         if how["kernels"] in OF_KERNELS:
             return how
     return None
+
+
+def planned(
+    make: Callable[[Any, Any], tuple[Any, Any, Any]],
+    mask: Any,
+    score: Any,
+    arrays: tuple[Any, ...],
+    scale: Any,
+    **platform: Any,
+) -> tuple[tuple[Any, Any, Any], Any]:
+    """Returns a call planned so that kernels take it, and as they see it; computing nothing.
+
+    What they do not take as it is given they may take written out (``attn.kernels.written``).
+
+    Args:
+      make: of mask and score function, gives plan, context and params.
+      mask: of the call.
+      score: of the call.
+      arrays: query, key, value and bias, or their shapes and dtypes.
+      scale: of the scores.
+      platform: which kernels, and how.
+
+    Raises:
+      attn.overrides.Refused: if they take it neither way; why not as it is given.
+    """
+    found = make(mask, score)
+    try:
+        return found, taken(*found, arrays, scale, **platform)
+    except Refused as refusal:
+        from attn.kernels import written
+
+        changed = written.of_mask(mask), written.of_score(score)
+        if changed[0] is mask and changed[1] is score:
+            raise
+        try:
+            found = make(*changed)
+            return found, taken(*found, arrays, scale, **platform)
+        except Refused:
+            raise refusal from None
 
 
 def taken(

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from attn.closures import is_float
 from attn.devices import example, vary, varying
 from attn.kernels.pairwise import Split, split
-from attn.kernels.values import KEY, Value, is_float
+from attn.kernels.values import KEY, Value
 from attn.overrides import Refused
 from attn.plan import Context, Inputs, Plan, axes_of
 from attn.tiles import FULL, Share, Tile, agreed, cut

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from attn.closures import CALLS
+from attn.closures import CALLS, is_float
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
-from attn.kernels.values import OWN_DERIVATIVE, is_float
+from attn.kernels.values import OWN_DERIVATIVE
 from attn.overrides import Refused
 
 

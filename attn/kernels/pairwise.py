@@ -165,19 +165,9 @@ def split(
     reader = Reader(given[-3:], distances, most, Lanes(tuple(lanes), is_grouped))
     consts = [reader.constant(x) for x in closed.consts]
     results = reader.settled(reader.values(closed.jaxpr, (*given, of_scores), consts))
-    inputs: dict[Value, None] = {}
-
-    def visit(x: Value):
-        if x is of_scores or x.is_number:
-            return
-        if x.is_inner and not (x.is_cut or x.is_diagonal):
-            for operand in x.operands:
-                visit(operand)
-        else:
-            inputs[x] = None
-
-    for x in results:
-        visit(x)
+    is_outer = lambda x: not x.is_inner or x.is_cut or x.is_diagonal  # noqa: E731
+    known = [x for x in _all_of(results, is_outer) if x is not of_scores and not x.is_number]
+    inputs = [x for x in known if is_outer(x)]
     for x in inputs:
         check(x, given, distances)
     return Split(distances, given, of_scores, tuple(results), tuple(inputs))
@@ -192,8 +182,18 @@ def _shifted(x: Value, offsets: Array) -> Array:
     return expand(found, len(x.shape))
 
 
-def _firsts(x: Value) -> set[Value]:
+def _firsts(x: Value) -> list[Value]:
     """Returns the keys less queries that a value goes by."""
-    if x.nearest is not None:
-        return {x}
-    return set().union(*map(_firsts, x.operands))
+    is_first = lambda y: y.nearest is not None  # noqa: E731
+    return [y for y in _all_of([x], is_first) if is_first(y)]
+
+
+def _all_of(results: Sequence[Value], is_last: Callable[[Value], bool]) -> list[Value]:
+    """Returns values and what they are computed from, but for the operands of the last ones."""
+    found: dict[Value, None] = {}
+    left = list(reversed(results))
+    while left:
+        if (x := left.pop()) not in found:
+            found[x] = None
+            left += [] if is_last(x) else reversed(x.operands)
+    return list(found)

@@ -15,9 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
-from attn.closures import CALLS, identities
-from attn.devices import example, of_type
-from attn.indices import along_diagonals
+from attn.closures import CALLS, identities, rule_of
+from attn.indices import along_diagonals, of_pairs
 from attn.kernels.distances import Distances
 from attn.kernels.given import at_each
 from attn.kernels.lanes import Lanes
@@ -37,7 +36,6 @@ from attn.kernels.values import (
     Own,
     Value,
     computed,
-    is_float,
     shape_of,
 )
 from attn.overrides import Refused
@@ -86,8 +84,11 @@ class Reader:
                 raise Refused(f"its function of pairs has side effects: {equation.primitive.name}")
             operands = tuple(read(x) for x in equation.invars)
             called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            if _is_along_diagonals(equation) and operands[0].depends in (NEITHER, DISTANCE):
+            is_of_distances = operands and operands[0].depends in (NEITHER, DISTANCE)
+            if _is_call_of(along_diagonals, equation) and is_of_distances:
                 found = [self.along_diagonals(equation, operands[0])]
+            elif _is_call_of(of_pairs, equation):
+                found = self.of_pairs(operands)
             elif equation.primitive.name in CALLS and called is not None:
                 is_closed = isinstance(called, ClosedJaxpr)
                 consts = [self.constant(x) for x in called.consts] if is_closed else []
@@ -217,22 +218,7 @@ class Reader:
         Raises:
           Refused: if it does not keep pairs apart in all that it takes and makes.
         """
-        params, moving = equation.primitive.get_bind_params(equation.params), []
-        types = [
-            example(x.aval.shape, x.aval.dtype, tuple(sorted(of_type(x.aval))))
-            for x in equation.invars
-        ]
-        moving = [n for n, x in enumerate(operands) if is_float(x)]
-
-        def tangents(every, moved):
-            def function(some):
-                known = dict(enumerate(every)) | dict(zip(moving, some, strict=True))
-                results = equation.primitive.bind(*known.values(), **params)
-                return [x for x in results if is_float(x)]
-
-            return jax.jvp(function, ([every[n] for n in moving],), (moved,))[1]
-
-        rule = jax.make_jaxpr(tangents)(types, [types[n] for n in moving])
+        rule, moving = rule_of(equation)
         given = [x if x.is_number else _given(x, is_inner=is_inner) for x in operands]
         moved = [*given, *(_given(operands[n], is_inner=is_inner) for n in moving)]
         results = self.kept_apart(equation.params["call_jaxpr"], given, is_inner=is_inner)
@@ -294,6 +280,33 @@ class Reader:
         made = Value(PAIR, shape, out.aval.dtype, shape, equation.primitive, operands=(x,))
         made = dataclasses.replace(made, is_inner=True, is_diagonal=True)
         return self.made.setdefault(("along_diagonals", x), made)
+
+    def of_pairs(self, operands: Sequence[Value]) -> list[Value]:
+        """Returns the part of an array of all pairs that is at the tile.
+
+        Raises:
+          Refused: if what is looked up is elsewhere.
+        """
+        table, *places = operands
+        sides, counts = self.distances.sides, self.distances.counts
+        for x, depends, side, count in zip(places, (QUERY, KEY), sides, counts, strict=True):
+            at = at_each(x, self.tile, count) if x.depends == depends else None
+            if at is None or at.size != count * side or (at.ravel() != np.arange(at.size)).any():
+                raise Refused("its function of pairs looks up what is of other pairs")
+        if table.depends:
+            raise Refused("its function of pairs looks up what is of queries or of keys")
+
+        def cut(table, i, j):
+            rows, columns = (n * side for n, side in zip(counts, sides, strict=True))
+            table = table[..., :rows, :columns]
+            more = rows - table.shape[-2], columns - table.shape[-1]
+            table = jnp.pad(table, [*((0, 0) for _ in table.shape[:-2]), *((0, n) for n in more)])
+            rows = jax.lax.dynamic_slice_in_dim(table, i * sides[0], sides[0], -2)
+            return jax.lax.dynamic_slice_in_dim(rows, j * sides[1], sides[1], -1)
+
+        index = jax.ShapeDtypeStruct((), jnp.int32)
+        types = jax.ShapeDtypeStruct(table.shape, table.dtype), index, index
+        return self.values(jax.make_jaxpr(cut)(*types).jaxpr, (table, *self.tile[:2]))
 
     def nearest(self, operands: Sequence[Value]) -> int | None:
         """Returns a key less a query at the least distance between tiles; None if not known.
@@ -425,7 +438,7 @@ def _is_cut(operands: tuple[Value, ...], sizes: Sequence[int]) -> bool:
     )
 
 
-def _is_along_diagonals(equation: Any) -> bool:
+def _is_call_of(function: Any, equation: Any) -> bool:
+    """Returns whether an operation is a function of ours, of a name that is nobody else's."""
     name = equation.params.get("name")
-    known: Any = along_diagonals
-    return equation.primitive.name in CALLS and name == known.__name__
+    return equation.primitive.name in CALLS and name == function.__name__

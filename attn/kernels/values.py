@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from attn.closures import is_float
 from attn.devices import vary, varying
 
 NEITHER, QUERY, KEY = frozenset(), frozenset(("query",)), frozenset(("key",))
@@ -111,11 +112,6 @@ class Own:
         return function(*operands)
 
 
-def is_float(x: Any) -> bool:
-    """Returns whether a value, or an array, may have a cotangent."""
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
 def computed(
     x: Value,
     known: dict[Value, Any],
@@ -131,16 +127,24 @@ def computed(
       is_placed: whether arrays are anywhere, as they are not while a program is read.
       sides: of what stands in the place of a tile, if it is computed outside of a kernel.
     """
-    if x.constant is not None:
-        return x.constant
-    if x in known:
-        return known[x]
-    assert x.operation is not None, "a number is asked for that an operand of the call decides"
-    operands = [computed(y, known, is_placed=is_placed, sides=sides) for y in x.operands]
-    if x.operation.name in PLACINGS and not is_placed:
-        return operands[0]
-    known[x] = found = _applied(x, operands, sides)
-    return found
+
+    def value_of(y):
+        return known[y] if y.constant is None else y.constant
+
+    left = [x]  # A function may be of more operations in a row than calls have room for.
+    while left:
+        y = left[-1]
+        missing = [z for z in y.operands if z.constant is None and z not in known]
+        if y.constant is not None or y in known:
+            left.pop()
+        elif missing:
+            left += reversed(missing)
+        else:
+            assert y.operation is not None, "a number is asked for that an operand decides"
+            operands = [value_of(z) for z in y.operands]
+            is_placing = y.operation.name in PLACINGS and not is_placed
+            known[y] = operands[0] if is_placing else _applied(y, operands, sides)
+    return value_of(x)
 
 
 def shape_of(x: Value, sides: tuple[int, int] | None, *, is_narrow: bool = False) -> Any:

@@ -120,6 +120,7 @@ FROM_THE_GROUND_UP = (
         "softmax_state",
         "positions",
         "closures",
+        "pairs",
         "dropout",
     ),
     *("fields", "mask_algebra", "masks", "scores", "reference"),

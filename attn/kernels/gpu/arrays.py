@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attn.closures import is_float
 from attn.indices import along_diagonals
 from attn.kernels import call as calls
 from attn.kernels.call import Call
 from attn.kernels.gpu.launch import TILED
-from attn.kernels.values import QUERY, Value, is_float
+from attn.kernels.values import QUERY, Value
 from attn.plan import Inputs
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from attn.closures import is_float
 from attn.devices import vary, varying
 from attn.kernels import call as calls
 from attn.kernels.call import MASKED_SCORES, SCORES, Call
@@ -44,7 +45,7 @@ from attn.kernels.gpu.tile import (
     spoiled,
 )
 from attn.kernels.gpu.walk import Walk, walks_of
-from attn.kernels.values import KEY, QUERY, Value, is_float
+from attn.kernels.values import KEY, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

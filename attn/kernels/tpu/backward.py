@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
+from attn.closures import is_float
 from attn.kernels import call as calls
 from attn.kernels.call import Call
 from attn.kernels.tpu import grid
 from attn.kernels.tpu import tile as tiles
 from attn.kernels.tpu.grid import Block
 from attn.kernels.tpu.operations import OPERATIONS
-from attn.kernels.values import KEY, NEITHER, QUERY, Value, is_float
+from attn.kernels.values import KEY, NEITHER, QUERY, Value
 from attn.plan import Context, Inputs
 from attn.softmax_state import finite
 from attn.tiles import Share

@@ -119,6 +119,74 @@ CASES = {
             mask=masks.Where(lambda at: allowed[jnp.abs(at.key - at.query) % 33]),
         ),
     ),
+    "features of both": (
+        [*sizes(), array(1024, 3, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: s - jnp.linalg.norm(p[at.query] - p[at.key] + 0.1, axis=-1),
+            mask=masks.Where(lambda at: jnp.any(p[at.query] > p[at.key], -1)),
+        ),
+    ),
+    "many features": (
+        [*sizes(), array(1024, 32, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: s + jnp.sum(p[at.query] * p[at.key], axis=-1),
+        ),
+    ),
+    "a table of kinds": (
+        [*sizes(), array(4, 8, 8, dtype="float32"), array(2, 1024, dtype="int32")],
+        lambda q, k, v, p, kind: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: (
+                s + p[at.head, kind[at.batch[0], at.query], kind[at.batch[0], at.key]]
+            ),
+        ),
+    ),
+    "as many entries as may be": (
+        [*sizes(), array(64, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: s + p[(at.query * at.key) % 64],
+        ),
+    ),
+    "cases, steps": (
+        [*sizes(), array(6, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: jnp.select(
+                [at.key < at.query - 64, at.key < at.query],
+                [p[jnp.searchsorted(jnp.arange(5.0), s)] * s, jnp.polyval(p, s)],
+                s,
+            ),
+        ),
+    ),
+    "a bias that is looked up": (
+        [*sizes(), array(4, 1024, 1024, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q,
+            k,
+            v,
+            score_params=p,
+            score=lambda s, at, p: s + p[at.head, at.query, at.key],
+            mask=masks.Where(lambda at: p[0][at.query, at.key] > 0),
+        ),
+    ),
     "derivatives of their own": (
         [*sizes(), array(dtype="float32")],
         lambda q, k, v, p: attend(

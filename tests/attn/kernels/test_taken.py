@@ -117,6 +117,9 @@ TAKEN = {
         jnp.reshape(s, (B, K, N // K, *s.shape[-2:])) * jnp.arange(1.0, 1 + K)[:, None, None, None]
     ).reshape(s.shape),
     "heads": lambda s, at, p: s * jnp.arange(1.0, 1 + N)[:, None, None] + at.head,
+    "heads, each of one": lambda s, at, p: (
+        jnp.reshape(s, (B, N, 1, *s.shape[-2:])) * jnp.arange(1.0, 1 + N)[:, None, None, None]
+    ).reshape(s.shape),
     "a function named as ours": lambda s, at, p: s + along_diagonals(p, at.key - at.query),
     "as many numbers as distances": lambda s, at, p: (
         s + along_diagonals(jnp.sin(jnp.arange(127.0 + 128)) * p[1], at.key - at.query)
@@ -147,12 +150,6 @@ REFUSED = {
     "heads, then rows": (
         lambda s, at, p: (
             jnp.reshape(s, (N, B, *s.shape[-2:])) * jnp.arange(1.0, 1 + N)[:, None, None, None]
-        ).reshape(s.shape),
-        LANES,
-    ),
-    "heads of another number": (
-        lambda s, at, p: (
-            jnp.reshape(s, (B, N, 1, *s.shape[-2:])) * jnp.arange(1.0, 1 + N)[:, None, None, None]
         ).reshape(s.shape),
         LANES,
     ),

@@ -1,0 +1,122 @@
+"""Whether a function of a tile treats each pair by itself, as those of masks and scores are to.
+
+A tile has any size, so what such a function makes of a pair must not depend on those beside it. It
+is traced at tiles of two sizes: an axis that is not as long in both is of queries or of keys, and
+what is done along it, a sum, a sort, a flip, mixes pairs. Not all that does is found: a slice may,
+or what goes by the size of a tile.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from attn.closures import rule_of
+from attn.indices import tile_indices
+
+SIZES = ((2, 3), (5, 7))
+"""Queries and keys of two tiles."""
+REDUCTIONS = "sum", "max", "min", "prod", "and", "or", "xor"
+EACH = frozenset(("searchsorted", "isin"))
+"""Functions of JAX that may sort what they are asked about, and answer each by itself."""
+ALONG: dict[str, Callable[[Any], Sequence[Sequence[int]]]] = {
+    **{f"reduce_{name}": lambda x: [x.params["axes"]] for name in REDUCTIONS},
+    **{f"arg{name}": lambda x: [x.params["axes"]] for name in ("max", "min")},
+    **{
+        f"cum{name}": lambda x: [[x.params["axis"]]]
+        for name in ("sum", "prod", "max", "min", "logsumexp")
+    },
+    "concatenate": lambda x: [[x.params["dimension"]]] * len(x.invars),
+    "dot_general": lambda x: x.params["dimension_numbers"][0],
+    "rev": lambda x: [x.params["dimensions"]],
+    "sort": lambda x: [[x.params["dimension"]]] * len(x.invars),
+    "top_k": lambda x: [[x.invars[0].aval.ndim - 1]],
+}
+"""Along which axes of its operands an operation is, by name, of an equation."""
+
+
+def traced(
+    function: Callable, batch: tuple[int, ...], num_heads: int, dtype: Any, size: int = 0
+) -> tuple[ClosedJaxpr, Any]:
+    """Returns the program of ``function(scores, indices)`` of a tile, and what it returns.
+
+    Args:
+      function: of scores ``[*B, N, t, s]`` and of the indices of the tile, which are not known.
+      batch: the lengths of the leading axes.
+      num_heads: N.
+      dtype: of the scores.
+      size: which of ``SIZES`` the tile has.
+    """
+    scores = jax.ShapeDtypeStruct((*batch, num_heads, *SIZES[size]), dtype)
+    places = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in SIZES[size])
+    of_tile = functools.partial(tile_indices, tuple(batch), num_heads)
+    # A new function for every trace: JAX remembers traces, and with them closed-over tracers.
+    trace = jax.make_jaxpr(lambda *x: function(*x), return_shape=True)
+    return trace(scores, jax.eval_shape(of_tile, *places))
+
+
+def check(label: str, first: ClosedJaxpr, again: Callable[[], ClosedJaxpr]) -> None:
+    """Raises ValueError if a function is known not to treat each pair by itself.
+
+    Args:
+      label: of the function.
+      first: its program at the first of ``SIZES``.
+      again: gives that at the second.
+    """
+    if (found := mixing(first, again)) is not None:
+        raise ValueError(f"{label} does {found}; expected it to treat each pair by itself")
+
+
+def mixing(first: ClosedJaxpr, again: Callable[[], ClosedJaxpr]) -> str | None:
+    """Returns which operation mixes pairs, and along what; None if none is known to.
+
+    Args:
+      first: the program at the first of ``SIZES``.
+      again: gives that at the second.
+    """
+    names = {x.primitive.name for x, _ in _together(first.jaxpr, first.jaxpr)}
+    if not names & {*ALONG, "random_bits"}:
+        return None
+    for x, y in _together(first.jaxpr, again().jaxpr):
+        name = x.primitive.name
+        if name == "random_bits" and x.params["shape"] != y.params["shape"]:
+            return "draw random numbers for a tile"
+        axes = ALONG.get(name, lambda _: ())(x)
+        for before, after, along in zip(x.invars, y.invars, axes, strict=False):
+            for n in along:
+                lengths = before.aval.shape[n], after.aval.shape[n]
+                if lengths[0] != lengths[1]:
+                    named = dict(zip(zip(*SIZES, strict=True), ("queries", "keys"), strict=True))
+                    return f"{name} along {named.get(lengths, 'queries or keys')}"
+    return None
+
+
+def _together(first: Jaxpr, second: Jaxpr, *, with_rules: bool = True) -> Iterator[tuple[Any, Any]]:
+    """Yields the operations of two programs side by side, as far as they are the same.
+
+    Those of rules of derivatives too, but not of what rules call, which is the function again.
+    """
+    for x, y in zip(first.eqns, second.eqns, strict=False):
+        if x.primitive.name != y.primitive.name:
+            return
+        yield x, y
+        if x.params.get("name") in EACH:
+            continue
+        for several in zip(_programs(x), _programs(y), strict=False):
+            yield from _together(*several, with_rules=with_rules)
+        if with_rules and x.primitive.name == "custom_jvp_call":
+            rules = (rule_of(equation)[0].jaxpr for equation in (x, y))
+            yield from _together(*rules, with_rules=False)
+
+
+def _programs(equation: Any) -> Iterator[Jaxpr]:
+    """Yields the programs that an operation does."""
+    for parameter in equation.params.values():
+        for x in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(x, ClosedJaxpr):
+                yield x.jaxpr
+            elif isinstance(x, Jaxpr):
+                yield x
