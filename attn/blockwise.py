@@ -91,22 +91,20 @@ def blockwise_attention(
     more = ("dropout", dropout_seed is not None), ("a sequence that is spread", spread is not None)
     beside = *beside, *(name for name, is_asked in more if is_asked)
     band = kernels.band_of(Asked(query, key, value, bias, mask, score, beside), named)
-    how, of_kernels = kernels.of_tiles(named) if band is None else None, sides
-    if how is not None and sides is None:
-        of_kernels = kernels.tiles_of(how["kernels"], query, value)
+    how = kernels.of_tiles(named) if band is None else None
 
     def planned(sides, mask, score):
         return plan(query, key, mask, score, *dropped, sides, spread, named, band)
 
-    if how is None:
-        found = planned(sides, mask, score)
-    else:
-        make = functools.partial(planned, of_kernels)
+    found = None
+    if how is not None:
+        arrays = query, key, value, bias
         try:
-            found, _ = kernels.planned(make, mask, score, (query, key, value, bias), scale, **how)
-        except Refused:  # What runs then, loops, has tiles of its own; what is named says why.
-            found = planned(sides if named is None else of_kernels, mask, score)
-    call, context, params = found
+            found, _ = kernels.planned(planned, sides, mask, score, arrays, scale, **how)
+        except Refused:  # What runs then, loops, has tiles of its own; what is named says why not.
+            if named is not None and sides is None:
+                sides = kernels.tiles_of(how["kernels"], query, value)
+    call, context, params = planned(sides, mask, score) if found is None else found
     return attend(call, context, params, query, key, value, bias, scale)
 
 

@@ -23,7 +23,7 @@ from attn.masks import Mask
 from attn.overrides import DIVIDED, KERNELS, Refused, options_of, usual_of
 from attn.plan import plan
 from attn.target import PLATFORMS, compiled_for, target
-from attn.tiles import EMPTY, FULL, MIXED, OF_KERNELS, Grid, TileSizes, ceil_div
+from attn.tiles import EMPTY, FULL, MIXED, Grid, TileSizes, ceil_div
 
 
 class Cost(NamedTuple):
@@ -181,11 +181,13 @@ def _found(named: str | None, asked: _Asked, *, is_here: bool) -> Explanation:
     } | {default: "it would run if no implementation were named"}
     # That XLA divides a call is not known where it is planned, which is for whom takes it else.
     planned = name if named else next((kind for kind in usual_of(platform) if kind in taken), name)
-    how, of_plan, sides = options_of(platform, name), options_of(platform, planned), None
+    how, of_plan, sides = options_of(platform, name), taken.get(planned), None
     if name == "reference":
         sides = TileSizes(query.shape[-3], key.shape[-3])
-    elif of_plan is not None and of_plan["kernels"] in OF_KERNELS:
-        sides = kernels.tiles_of(of_plan["kernels"], query, value)
+    elif of_plan is not None:
+        grid = of_plan.plan.grid
+        found = grid.query_side, grid.key_side
+        sides = TileSizes(*found, multiple=math.gcd(*found))
     grid, kinds = _tiles(query, key, resolved.mask, sides)
     if name == "reference" or kinds is None:
         visited = math.prod(grid.counts)
@@ -232,14 +234,13 @@ def _taken(kind: str, named: str | None, asked: _Asked, *, is_here: bool) -> Any
         for_cudnn = kernels.cudnn.Asked(query, key, value, *changes, asked.beside)
         kernels.cudnn.band_of(for_cudnn, interpret=how["interpret"], is_here=is_here)
         return None
-    sides = kernels.tiles_of(how["kernels"], query, value)
     dropped = resolved.dropout_seed, resolved.dropout_rate
 
-    def make(mask, score):
+    def make(sides, mask, score):
         return plan(query, key, mask, score, *dropped, sides, named=named)
 
     changes = resolved.mask, resolved.score
-    return kernels.planned(make, *changes, asked.arrays, resolved.scale, **how)[1]
+    return kernels.planned(make, None, *changes, asked.arrays, resolved.scale, **how)[1]
 
 
 def _with_backward(name: str, grid: Grid, pairs: int, width: int, value_width: int) -> int:

@@ -14,17 +14,21 @@ it is asked:
     cudnn   sizes that are symbolic; more than the output is asked for;   attn.kernels.cudnn.band_of
             scores are changed; float32; widths; no band of the past
     fused   sizes that are symbolic                                       attn.kernels.call
-            a function of pairs that is not of a pair alone               attn.kernels.reading
+            a function of pairs that is not of a pair alone, as it is     attn.kernels.reading
+            given and written out number by number                        attn.kernels.written
             on GPU: another than Hopper, too long, float64, wide heads    attn.kernels.gpu.check
             on TPU: float64, too many tiles, or too many distances        attn.kernels.tpu.check
             an operation that the hardware has not                        attn.kernels.lacking
+            on TPU: a function of pairs that keeps too much               attn.kernels.tpu.room
 
 They stand for the value and for the first derivative in reverse: all else, forward mode and what is
 of higher order, is the loops' (``attn.blockwise``). ``attn.explain`` asks the same functions.
 
 **In which tiles.** Those of kernels are of ``attn.tiles.OF_KERNELS``, of half on a TPU where heads
-are wide (``tiles_of``); those of loops of ``attn.tiles.tile_sizes``, where kernels refuse a call
-too. What XLA divides is known after the tiles are chosen: loops then have those of the kernels.
+are wide (``tiles_of``), and less there where a function of pairs is long
+(``attn.kernels.tpu.room``); those of loops of ``attn.tiles.tile_sizes``, where kernels refuse a
+call too. What XLA divides is known after the tiles are chosen: loops then have those of the
+kernels.
 
 Pallas takes a third of a second to import: so the modules are imported when one of them is asked.
 """
@@ -96,7 +100,8 @@ def of_tiles(named: str | None) -> dict[str, Any] | None:
 
 
 def planned(
-    make: Callable[[Any, Any], tuple[Any, Any, Any]],
+    make: Callable[[TileSizes, Any, Any], tuple[Any, Any, Any]],
+    sides: TileSizes | None,
     mask: Any,
     score: Any,
     arrays: tuple[Any, ...],
@@ -105,10 +110,12 @@ def planned(
 ) -> tuple[tuple[Any, Any, Any], Any]:
     """Returns a call planned so that kernels take it, and as they see it; computing nothing.
 
-    What they do not take as it is given they may take written out (``attn.kernels.written``).
+    What they do not take as it is given they may take written out (``attn.kernels.written``), and
+    what has no room in their tiles may have room in smaller ones.
 
     Args:
-      make: of mask and score function, gives plan, context and params.
+      make: of the greatest sides of a tile, mask and score, gives plan, context and params.
+      sides: of tiles; None is those of the kernels.
       mask: of the call.
       score: of the call.
       arrays: query, key, value and bias, or their shapes and dtypes.
@@ -116,22 +123,29 @@ def planned(
       platform: which kernels, and how.
 
     Raises:
-      attn.overrides.Refused: if they take it neither way; why not as it is given.
+      attn.overrides.Refused: if they take it neither way.
     """
-    found = make(mask, score)
+    query, _, value, _ = arrays
+    first = tiles_of(platform["kernels"], query, value) if sides is None else sides
+
+    def of(*changes):
+        found = make(first, *changes)
+        call = taken(*found, arrays, scale, **platform)
+        fitting, grid = of_hardware(platform["kernels"]).fitting(call), found[0].grid
+        if sides is None and fitting[:2] != (grid.query_side, grid.key_side):
+            found = make(fitting, *changes)
+            call = taken(*found, arrays, scale, **platform)
+        return found, call
+
     try:
-        return found, taken(*found, arrays, scale, **platform)
-    except Refused as refusal:
+        return of(mask, score)
+    except Refused:
         from attn.kernels import written
 
         changed = written.of_mask(mask), written.of_score(score)
         if changed[0] is mask and changed[1] is score:
             raise
-        try:
-            found = make(*changed)
-            return found, taken(*found, arrays, scale, **platform)
-        except Refused:
-            raise refusal from None
+    return of(*changed)
 
 
 def taken(

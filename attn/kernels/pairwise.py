@@ -50,6 +50,8 @@ class Split:
     results: tuple[Value, ...]
     inputs: tuple[Value, ...]
     """What the pairs take from outside."""
+    inside: tuple[Value, ...]
+    """What is computed of the pairs."""
 
     def outer(
         self, values: Sequence[Value], operands: Any, i: Any, j: Any, row: Any
@@ -170,7 +172,8 @@ def split(
     inputs = [x for x in known if is_outer(x)]
     for x in inputs:
         check(x, given, distances)
-    return Split(distances, given, of_scores, tuple(results), tuple(inputs))
+    inside = [x for x in known if not is_outer(x)]
+    return Split(distances, given, of_scores, *map(tuple, (results, inputs, inside)))
 
 
 def _shifted(x: Value, offsets: Array) -> Array:

@@ -10,8 +10,9 @@ from attn.kernels.lacking import refuse_lacking
 from attn.overrides import Refused
 from attn.spread import shares_of
 from attn.target import target
+from attn.tiles import TileSizes
 
-__all__ = ["backward", "check", "forward", "num_splits_of"]
+__all__ = ["backward", "check", "fitting", "forward", "num_splits_of"]
 
 DTYPES = "bfloat16", "float16", "float32"
 """Of arrays that these kernels take."""
@@ -39,6 +40,11 @@ def check(call: Call) -> None:
         raise Refused(f"its heads are {max(call.widths)} wide, more than {WIDEST}")
     walks_of(call)
     refuse_lacking(call, OPERATIONS.lack)
+
+
+def fitting(call: Call) -> TileSizes:
+    """Returns sides of tiles for which there is room: what registers have not goes to memory."""
+    return TileSizes(call.plan.grid.query_side, call.plan.grid.key_side)
 
 
 def _refusal_here(named: str | None) -> str | None:

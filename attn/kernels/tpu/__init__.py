@@ -4,13 +4,15 @@ import jax.numpy as jnp
 
 from attn.kernels.call import Call
 from attn.kernels.lacking import refuse_lacking
+from attn.kernels.tpu import room
 from attn.kernels.tpu.backward import backward
 from attn.kernels.tpu.forward import forward
 from attn.kernels.tpu.operations import OPERATIONS
 from attn.overrides import Refused
 from attn.spread import shares_of
+from attn.tiles import TileSizes
 
-__all__ = ["backward", "check", "forward"]
+__all__ = ["backward", "check", "fitting", "forward"]
 
 LANES = 128
 """Of a register: sides of tiles are multiples."""
@@ -39,3 +41,13 @@ def check(call: Call) -> None:
     if distances > MOST_DISTANCES and any(x.is_diagonal for x in call.pairs.inputs):
         raise Refused(f"its tiles have more than {MOST_DISTANCES} distances")
     refuse_lacking(call, OPERATIONS.lack)
+    if fitting(call) is None:
+        raise Refused("its function of pairs keeps more than there is room for in a small tile")
+
+
+def fitting(call: Call) -> TileSizes | None:
+    """Returns sides of tiles for which there is room; None if there is for none."""
+    grid = call.plan.grid
+    if call.interpret:
+        return TileSizes(grid.query_side, grid.key_side)
+    return room.fitting(call, LANES)

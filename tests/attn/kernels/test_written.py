@@ -204,7 +204,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_written_out_is_refused_as_it_was_given(name):
+def test_what_is_not_written_out_is_refused(name):
     x = jnp.zeros((1, T, N, H))
     with pytest.raises(ValueError, match="implementation is 'fused', and the call is not for it"):
         attn.dot_product_attention(x, x, x, score=REFUSED[name], implementation="fused")
