@@ -87,50 +87,42 @@ def product(writer: Any, equation: Any, operands: Sequence[Any], shape: tuple[in
     contracted, batch = equation.params["dimension_numbers"]
     shapes = [shape_of(x) for x in operands]
     free = [
-        [n for n in range(len(shapes[k])) if n not in (*contracted[k], *batch[k])] for k in range(2)
+        [n for n in range(len(of)) if n not in (*axes, *outer)]
+        for of, axes, outer in zip(shapes, contracted, batch, strict=True)
     ]
-    outer, first = len(batch[0]), len(free[0])
-    # Where an axis of either is in the result.
-    places = [{n: k for k, n in enumerate((*batch[0], *free[0]))}]
-    places += [
-        dict(
-            zip(
-                (*batch[1], *free[1]),
-                (*range(outer), *range(outer + first, len(shape))),
-                strict=True,
-            )
-        )
+    # Where an axis of either is in the result: those of the batch, then the free ones.
+    starts = len(batch[0]), len(batch[0]) + len(free[0])
+    places = [
+        {n: at for at, n in enumerate(batch[k])}
+        | {n: at for at, n in enumerate(free[k], starts[k])}
+        for k in range(2)
     ]
-    found = []
+    several = []
     for x, place, axes in zip(operands, places, contracted, strict=True):
         if isinstance(x, Numbers):
             x.check_kept(axes, "dot_general")
-            found.append({lane: place[axis] for lane, axis in x.lanes.items()})
-    lanes, sides = merged(found, "dot_general"), []
-    # Both with all axes of the result, and one of what is summed.
-    beside = [range(outer + first, len(shape)), range(outer, outer + first)]
+            several.append({lane: place[axis] for lane, axis in x.lanes.items()})
+    lanes, sides = merged(several, "dot_general"), []
     for k, x in enumerate(operands):
         own = {lane: n for lane, at in lanes.items() for n in places[k] if places[k][n] == at}
         tiles = writer.aligned(x, shapes[k], own)
-        if isinstance(x, Numbers):
-            sizes = [m if n in contracted[k] else tiles.shape[n] for n, m in enumerate(x.shape)]
-            tiles = np.broadcast_to(tiles, few(sizes))
+        summed = [shapes[k][n] if n in contracted[k] else m for n, m in enumerate(tiles.shape)]
+        tiles = np.broadcast_to(tiles, few(summed))
         tiles = np.transpose(tiles, (*batch[k], *free[k], *contracted[k]))
-        kept = tiles.shape[: tiles.ndim - len(contracted[k])]
-        tiles = np.reshape(tiles, (*kept, -1))
-        sides.append(np.expand_dims(tiles, tuple(beside[k])))
+        tiles = np.reshape(tiles, (*tiles.shape[: tiles.ndim - len(contracted[k])], -1))
+        missing = {*range(len(shape))} - {*places[k].values()}
+        sides.append(np.expand_dims(tiles, tuple(sorted(missing))))
     left, right = np.broadcast_arrays(*sides)
     if left.size > PRODUCTS:
         raise Refused(f"its function of pairs has more than {PRODUCTS} products of each pair")
     dtype, terms = equation.outvars[0].aval.dtype, left.shape[-1]
 
-    def of_all(rows, columns):
-        several = zip(rows, columns, strict=True)
-        return functools.reduce(jnp.add, (x.astype(dtype) * y.astype(dtype) for x, y in several))
+    def sum_of(rows, columns):
+        pairs = zip(rows, columns, strict=True)
+        return functools.reduce(jnp.add, (x.astype(dtype) * y.astype(dtype) for x, y in pairs))
 
     pairs = zip(np.reshape(left, (-1, terms)), np.reshape(right, (-1, terms)), strict=True)
-    tiles = filled(few(left.shape[:-1]), [of_all(*pair) for pair in pairs])
-    return Numbers(tiles, shape, lanes)
+    return Numbers(filled(few(left.shape[:-1]), [sum_of(*pair) for pair in pairs]), shape, lanes)
 
 
 OPERATIONS: dict[str, Callable[..., Numbers]] = {

@@ -132,17 +132,10 @@ def cut(writer: Any, equation: Any, operands: Sequence[Any], shape: tuple[int, .
     moved = {n: writer.tile(starts[n]) for n in axes if isinstance(starts[n], Numbers)}
     if any(shape[n] != 1 for n in moved):
         raise Refused("its function of pairs takes several entries of an array at once")
-    tiles = [
-        _entry(
-            writer,
-            x,
-            moved,
-            {n: k for n, k in enumerate(at) if n not in moved},
-            lax.GatherScatterMode.CLIP,
-            None,
-        )
-        for at in np.ndindex(*few(shape))
-    ]
+    tiles = []
+    for at in np.ndindex(*few(shape)):
+        fixed = {n: k for n, k in enumerate(at) if n not in moved}
+        tiles.append(_entry(writer, x, moved, fixed, lax.GatherScatterMode.CLIP, None))
     return Numbers(filled(shape, tiles), shape, {})
 
 

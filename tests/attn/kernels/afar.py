@@ -176,6 +176,12 @@ CASES = {
             ),
         ),
     ),
+    "a network of a score": (
+        [*sizes(), array(2, 16, dtype="float32")],
+        lambda q, k, v, p: attend(
+            q, k, v, score_params=p, score=lambda s, at, p: jax.nn.gelu(s[..., None] * p[0]) @ p[1]
+        ),
+    ),
     "a bias that is looked up": (
         [*sizes(), array(4, 1024, 1024, dtype="float32")],
         lambda q, k, v, p: attend(

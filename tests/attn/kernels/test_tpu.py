@@ -185,6 +185,33 @@ def test_distances_that_fast_memory_has_no_room_for_are_refused():
     assert "distances" in found.refused["fused"]
 
 
+def test_what_keeps_much_has_smaller_tiles_or_loops():
+    """A compiler would run out of fast memory, which is no reason that loops run instead."""
+    x = jax.ShapeDtypeStruct((1, 2048, 4, 64), "bfloat16")
+
+    def found(width):
+        change = lambda s, at, p: jax.nn.gelu(s[..., None] * p) @ p  # noqa: E731
+        weights = jnp.ones(width)
+        return attn.explain(x, x, x, score=change, score_params=weights, platform="tpu")
+
+    assert [found(width).tile for width in (1, 16, 32)] == [(512, 512), (128, 256), (128, 128)]
+    assert found(64).implementation == "blockwise"
+    assert "keeps more than there is room for" in found(64).refused["fused"]
+
+
+def test_a_long_function_is_read_in_a_short_time():
+    """Each of its values is of two before it, and would be met 2^400 times."""
+    x = jax.ShapeDtypeStruct((1, 256, 4, 64), "bfloat16")
+
+    def change(s, at, _):
+        for _ in range(400):
+            s = jnp.sin(s) + s
+        return s
+
+    assert attn.explain(x, x, x, score=change, platform="gpu").implementation == "fused"
+    assert attn.explain(x, x, x, score=change, platform="tpu").implementation == "blockwise"
+
+
 def test_explained():
     found = attn.explain(X, X, X, is_causal=True, implementation="fused")
     assert found.implementation == "fused"
@@ -201,6 +228,8 @@ EVERY = [
     *SOME,
     *("float16", "quotients and signs", "nothing of the score", "bias and mask, wide", "768 wide"),
     *("a table of offsets", "derivatives of their own", "long, wide"),
+    *("features of both", "many features", "a table of kinds", "as many entries as may be"),
+    *("cases, steps", "a network of a score", "a bias that is looked up"),
     *("float32", "width 96", "width 128", "width 192", "values of another width", "any length"),
     *(
         "one query",
