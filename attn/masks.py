@@ -330,7 +330,7 @@ class Where(Mask):
     (``attn.indices``). With ``params``, a pytree of arrays, it is ``function(indices, params)``,
     and the arrays can be mapped as those of any mask. It may close over arrays instead. Outside of
     ``jit`` it is traced at every call; only one that does something else is compiled anew. It is
-    asked past T and S too.
+    asked past T and S too, and treats each pair by itself (``attn.pairs``).
 
     ``tile``, called as the function is, returns whether a tile is (surely empty, surely full);
     without it all pairs of a tile are looked at, which is cheaper than to compute it in vain.

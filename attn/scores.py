@@ -277,9 +277,9 @@ class LogLength(Score):
 class Function(Score):
     """The user's own: ``s' = function(s, indices, params)``.
 
-    It is called on tiles of any size and must be differentiable, treat each pair by itself, and
-    return finite scores of the shape and dtype that it is given. It may close over arrays, but what
-    is to be learned belongs in ``params``. Outside of ``jit`` it is traced at every call, and what
+    It is called on tiles of any size and must be differentiable, treat each pair by itself
+    (``attn.pairs``), and return finite scores of the shape and dtype that it is given. It may close
+    over arrays, but what is to be learned belongs in ``params``. Outside of ``jit`` it is traced at every call, and what
     it reads is read then; a program is compiled anew only if it does something else.
 
     Attributes:

@@ -24,11 +24,11 @@ NUMBER = 4
 
 
 def fitting(call: Call, least: int) -> TileSizes | None:
-    """Returns sides for which there is room, those of the call or less, halved in turns.
+    """Returns sides for which there is room, those of the call or less; None if there are none.
 
     Args:
       call: of which it is asked.
-      least: a side of a tile.
+      least: a side of a tile, and what all are multiples of.
     """
     grid = call.plan.grid
     rows, columns = grid.query_side, grid.key_side
@@ -37,7 +37,10 @@ def fitting(call: Call, least: int) -> TileSizes | None:
         while needed * rows * columns > MOST:
             if max(rows, columns) < 2 * least:
                 return None
-            rows, columns = (rows, columns // 2) if columns > rows else (rows // 2, columns)
+            if columns > rows:
+                columns = columns // 2 // least * least
+            else:
+                rows = rows // 2 // least * least
     return TileSizes(rows, columns, multiple=least)
 
 
