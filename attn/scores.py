@@ -279,8 +279,9 @@ class Function(Score):
 
     It is called on tiles of any size and must be differentiable, treat each pair by itself
     (``attn.pairs``), and return finite scores of the shape and dtype that it is given. It may close
-    over arrays, but what is to be learned belongs in ``params``. Outside of ``jit`` it is traced at every call, and what
-    it reads is read then; a program is compiled anew only if it does something else.
+    over arrays, but what is to be learned belongs in ``params``. Outside of ``jit`` it is traced at
+    every call, and what it reads is read then; a program is compiled anew only if it does something
+    else.
 
     Attributes:
       function: takes scores ``[*B, N, t, s]``, the ``Indices`` of the tile, and ``params``.
