@@ -80,9 +80,10 @@ class Writer:
 
     def run(self, program: ClosedJaxpr | Jaxpr, operands: Sequence[Any]) -> list[Any]:
         """Returns the results of a program."""
-        if isinstance(program, ClosedJaxpr):
-            return self.run(program.jaxpr, [*program.consts, *operands])
-        known = dict(zip((*program.constvars, *program.invars), operands, strict=True))
+        consts = program.consts if isinstance(program, ClosedJaxpr) else ()
+        program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+        given = zip((*program.constvars, *program.invars), (*consts, *operands), strict=True)
+        known: dict[Any, Any] = dict(given)
 
         def read(x):
             kind: Any = x.aval
@@ -153,18 +154,14 @@ class Writer:
 
     def scan(self, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:
         """Returns the results of a loop, step after step."""
-        length, count, carried = params["length"], params["num_consts"], params["num_carry"]
-        if length > STEPS:
-            raise Refused(f"its function of pairs has a loop of more than {STEPS} steps")
-        consts, carry = operands[:count], operands[count : count + carried]
-        order = range(length)[:: -1 if params["reverse"] else 1]
+        length, (consts, carry, along) = params["length"], _parts_of(params, operands)
+        if not 0 < length <= STEPS:
+            raise Refused(f"its function of pairs has a loop of no steps, or of more than {STEPS}")
         steps: list[Any] = [None] * length
-        for n in order:
-            at = [x.at(n) if isinstance(x, Numbers) else x[n] for x in operands[count + carried :]]
+        for n in range(length)[:: -1 if params["reverse"] else 1]:
+            at = [x.at(n) if isinstance(x, Numbers) else x[n] for x in along]
             found = self.run(params["jaxpr"], [*consts, *carry, *at])
-            carry, steps[n] = found[:carried], found[carried:]
-        if not length:
-            raise Refused("its function of pairs has a loop of no steps")
+            carry, steps[n] = found[: len(carry)], found[len(carry) :]
         return [*carry, *(self.stacked(several, 0) for several in zip(*steps, strict=True))]
 
     def stacked(self, several: Sequence[Any], axis: int) -> Any:
@@ -218,6 +215,14 @@ class Writer:
             Numbers(filled(narrow(shape, lanes), tiles), shape, lanes)
             for tiles, (shape, lanes) in zip(found, made, strict=True)
         ]
+
+
+def _parts_of(params: dict[str, Any], operands: Sequence[Any]) -> list[list[Any]]:
+    """Returns what a loop reads, what it carries, and what it goes along."""
+    if "ft_in" in params:  # From JAX 0.11 on.
+        return [list(x) for x in params["ft_in"].update(list(operands)).unpack()]
+    ends = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return [list(operands[slice(*of)]) for of in ((0, ends[0]), ends, (ends[1], None))]
 
 
 def _leaves(x: Any) -> list[Any]:
