@@ -102,6 +102,8 @@ def blockwise_attention(
         try:
             found, _ = kernels.planned(planned, sides, mask, score, arrays, scale, **how)
         except Refused:  # What runs then, loops, has tiles of its own; what is named says why not.
+            if named is not None and how["interpret"]:
+                raise
             if named is not None and sides is None:
                 sides = kernels.tiles_of(how["kernels"], query, value)
     call, context, params = planned(sides, mask, score) if found is None else found

@@ -31,7 +31,6 @@ MIXING = {
     "sort along keys": lambda s, at, _: jnp.sort(s, -1),
     "top_k along keys": lambda s, at, _: s - jax.lax.top_k(s, 1)[0],
     "rev along keys": lambda s, at, _: s[..., ::-1],
-    "concatenate along queries or keys": lambda s, at, _: jnp.roll(s, 1, -1),
     "dot_general along queries": lambda s, at, _: s + jnp.swapaxes(s, -1, -2)[..., :1, :] @ s,
     "draw random numbers": lambda s, at, _: s + jax.random.normal(RNG, s.shape),
     "reduce_sum along keys": lambda s, at, _: less_the_mean(s),
@@ -51,6 +50,15 @@ APART = {
     ),
     "sums of a table": lambda s, at, _: s + jnp.cumsum(jnp.ones(9))[at.key],
     "the first query": lambda s, at, _: s + 0 * at.queries[0],
+    "the least key": lambda s, at, _: s + 0 * jnp.min(at.keys),
+    "both in one": lambda s, at, _: (
+        s
+        + jnp.outer(*jnp.split(jnp.sin(jnp.concatenate([at.queries, at.keys])), [at.queries.size]))
+    ),
+    "whether any is": lambda s, at, _: jax.lax.cond(
+        jnp.any(at.key > 2), lambda x: x + (at.key > 2), lambda x: x, s
+    ),
+    "nothing of it": lambda s, at, _: (jnp.max(s), s * 2)[1],
 }
 
 

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from attn import masks, scores
+from attn import masks, pairs, scores
 from attn.devices import example, varying
 from attn.indices import Indices
 from attn.kernels.written.writer import Writer
 from attn.mask_algebra import And, Mask, Not, Or, mask_class
+from attn.overrides import Refused
 from attn.scores import Chain, Score
 
 
@@ -90,8 +91,27 @@ def written(function: Callable, scores: Array | None, indices: Indices) -> Array
       attn.overrides.Refused: if it is of operations that are not written out.
     """
     given, axes = (scores, indices), varying(scores, indices)
-    of_pair = jax.tree.map(lambda x: example((*x.shape[:-2], 1, 1), x.dtype, axes), given)
-    closed = jax.make_jaxpr(lambda *x: function(*x))(*of_pair)
+
+    def traced(*sides):
+        of_tile = jax.tree.map(lambda x: _with_sides(x, sides, axes), given)
+        return jax.make_jaxpr(lambda *x: function(*x))(*of_tile)
+
     writer = Writer((*(x.size for x in indices.batch), indices.head.size), axes)
-    (found,) = writer.run(closed, [writer.given(x) for x in jax.tree.leaves(given)])
-    return writer.tile(found)
+    try:
+        # Of one pair nothing shows that it is not treated by itself.
+        first, second = (traced(*sides) for sides in pairs.SIZES)
+        if (found := pairs.mixing(first, lambda: second, is_strict=True)) is not None:
+            raise Refused(f"its function of pairs does {found}")
+        (found,) = writer.run(traced(1, 1), [writer.given(x) for x in jax.tree.leaves(given)])
+        return writer.tile(found)
+    except Refused:
+        raise
+    except Exception as error:  # A user's function may take no tile of one pair.
+        reason = f"its function of pairs cannot be written out: {error}"
+        raise Refused(reason.partition("\n")[0]) from error
+
+
+def _with_sides(x: Array, sides: tuple[int, int], axes: tuple[str, ...]) -> Any:
+    """Returns the type of an array of a tile, were it of other sides."""
+    own = (side if n > 1 else 1 for n, side in zip(x.shape[-2:], sides, strict=True))
+    return example((*x.shape[:-2], *own), x.dtype, axes)

@@ -108,17 +108,20 @@ def aligned(x: Any, shape: Sequence[int], lanes: dict[int, int], num_lanes: int)
         if tiles.shape[axis] > 1:  # What was of further numbers is of a leading axis.
             along = np.moveaxis(tiles, axis, 0)
             several = np.reshape(along, (len(along), -1)).T
+            if any(min(tile.shape[-2:]) > 1 for tile in along.flat):
+                raise other_lanes("concatenate")
             joined = [jnp.concatenate(jnp.broadcast_arrays(*x), lane) for x in several]
             tiles = np.expand_dims(filled(along.shape[1:], joined), axis)
     return tiles
 
 
 def _of_array(x: Any, shape: Sequence[int], lanes: dict[int, int], num_lanes: int) -> np.ndarray:
-    if np.ndim(x) == 0:
-        one = (1,) * (num_lanes + 2)
+    one = (1,) * (num_lanes + 2)
+    if isinstance(x, np.ndarray) and x.size and not any(x.strides):
         # What is a number of the program stays one, for who reads it.
-        one = jnp.full(one, x.item(), x.dtype) if isinstance(x, np.ndarray) else jnp.reshape(x, one)
-        return filled((1,) * len(shape), [one])
+        return filled((1,) * len(shape), [jnp.full(one, x.flat[0].item(), x.dtype)])
+    if np.ndim(x) == 0:
+        return filled((1,) * len(shape), [jnp.reshape(x, one)])
     kept, tiles = sorted(lanes.values()), []
     order = [kept.index(lanes[lane]) for lane in sorted(lanes)]
     numbers = few(narrow(shape, lanes))

@@ -47,10 +47,22 @@ def looked_up(table: Array, places: Sequence[Array], mode: Any, fill: Any = None
     fewer = min(of_queries, of_keys, key=lambda axes: math.prod(table.shape[n] for n in axes))
     one_of = sorted({*of_both, *(fewer if of_queries and of_keys else ())})
     if math.prod(table.shape[n] for n in one_of) <= FEW:
-        return _selected(table, places, one_of, mode, fill)
-    if not of_both and _is_vector(places, of_queries) and _is_vector(places, of_keys):
-        return _of_pairs(table, places, *of_queries, *of_keys)
-    return _entries(table, places, mode, fill)
+        found = _selected(table, places, one_of, mode, fill)
+    elif (
+        not of_both
+        and _is_vector(places, of_queries)
+        and _is_vector(places, of_keys)
+        and mode != lax.GatherScatterMode.FILL_OR_DROP
+    ):
+        found = _of_pairs(table, places, *of_queries, *of_keys)
+    else:
+        return _entries(table, places, mode, fill)
+    if mode != lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        return found
+    # Past its end a table that is promised to be longer is read at its end, without a derivative.
+    sizes = zip(places, table.shape, strict=True)
+    is_there = functools.reduce(jnp.logical_and, ((x >= 0) & (x < size) for x, size in sizes))
+    return jnp.where(is_there, found, lax.stop_gradient(found))
 
 
 def _entries(table: Array, places: Sequence[Array], mode: Any, fill: Any) -> Array:

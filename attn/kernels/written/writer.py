@@ -57,11 +57,17 @@ class Writer:
         if len(whole) > rank or whole[-2:] != (1, 1):
             raise Refused("its function of pairs is not of each pair by itself")
         x = reshaped(x, whole) if isinstance(x, Numbers) else jnp.reshape(x, whole)
+        if isinstance(x, Numbers) and any(lane != axis for lane, axis in x.lanes.items()):
+            raise other_lanes("transpose")
         return self.aligned(x, whole, self.identity(whole)).item()
 
     def identity(self, shape: tuple[int, ...]) -> dict[int, int]:
         """Returns the lanes of what has those of a tile as its first axes."""
         return {n: n for n, size in enumerate(self.lanes) if size > 1 and shape[n] == size}
+
+    def is_of_lanes(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether the first axes may be those of a tile."""
+        return all(n in (1, size) for n, size in zip(shape, self.lanes, strict=False))
 
     def aligned(self, x: Any, shape: tuple[int, ...], lanes: dict[int, int]) -> np.ndarray:
         """Returns the tiles of an operand with the lanes of all."""
@@ -72,9 +78,10 @@ class Writer:
     ) -> tuple[list[np.ndarray], dict[int, int]]:
         """Returns the tiles of operands of the same axes, and their lanes."""
         lanes = merged((x.lanes for x in operands if isinstance(x, Numbers)), name)
-        count = len(self.lanes)
-        if not lanes and any(n[:count] == self.lanes for n in shapes):
-            lanes = self.identity(self.lanes)  # An array of no pair may be of those of a tile.
+        if not lanes:  # An array of no pair may be of those of a tile.
+            of_tiles = (of for of in shapes if len(of) == len(self.lanes) + 2)
+            shape = next((of for of in of_tiles if self.is_of_lanes(of)), None)
+            lanes = {} if shape is None else self.identity(shape)
         pairs = zip(operands, shapes, strict=True)
         return [self.aligned(x, shape, lanes) for x, shape in pairs], lanes
 
@@ -90,14 +97,27 @@ class Writer:
             return np.asarray(x.val, kind.dtype) if isinstance(x, Literal) else known[x]
 
         for equation in program.eqns:
-            operands, primitive = [read(x) for x in equation.invars], equation.primitive
+            operands = [read(x) for x in equation.invars]
             if any(isinstance(x, Numbers) for x in operands):
                 found = self.of_pair(equation, operands)
+            elif all(isinstance(x, np.ndarray) for x in operands):
+                found = self.of_none(equation, operands)
             else:
-                found = primitive.bind(*operands, **primitive.get_bind_params(equation.params))
-                found = found if primitive.multiple_results else [found]
+                found = _bound(equation, operands)
             known.update(zip(equation.outvars, found, strict=True))
         return [read(x) for x in program.outvars]
+
+    def of_none(self, equation: Any, operands: Sequence[np.ndarray]) -> list[Any]:
+        """Returns the results of an operation on numbers of the program, as such if they are."""
+        name, params = equation.primitive.name, equation.params
+        if name in CALLS and (called := params.get("jaxpr", params.get("call_jaxpr"))) is not None:
+            return self.run(called, operands)
+        if name == "broadcast_in_dim" and not operands[0].ndim:
+            return [np.broadcast_to(operands[0], params["shape"])]
+        if name in ELEMENTWISE and operands and not any(x.ndim for x in operands):
+            with jax.ensure_compile_time_eval():
+                return [np.asarray(x) for x in _bound(equation, operands)]
+        return _bound(equation, operands)
 
     def of_pair(self, equation: Any, operands: Sequence[Any]) -> list[Any]:
         """Returns the results of an operation of which an operand is of a pair."""
@@ -119,6 +139,10 @@ class Writer:
     def elementwise(self, equation: Any, operands: Sequence[Any]) -> list[Any]:
         """Returns what is done to every number by itself."""
         shape = tuple(equation.outvars[0].aval.shape)
+        one = (1,) * len(shape)
+        operands = [
+            reshaped(x, one) if isinstance(x, Numbers) and x.shape == () else x for x in operands
+        ]
         of_all = [shape] * len(operands)
         tiles, lanes = self.together(operands, of_all, equation.primitive.name)
         tiles = np.broadcast_arrays(*tiles)
@@ -148,9 +172,7 @@ class Writer:
             first, second = tiles if primitive.name == "lt_to" else tiles[::-1]
             is_less = (first < second) | ((first == first) & (second != second))
             return [is_less if primitive.name == "lt_to" else ~is_less]
-        params = primitive.get_bind_params(equation.params)
-        found = primitive.bind(*jnp.broadcast_arrays(*tiles), **params)
-        return found if primitive.multiple_results else [found]
+        return _bound(equation, jnp.broadcast_arrays(*tiles))
 
     def scan(self, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:
         """Returns the results of a loop, step after step."""
@@ -202,7 +224,10 @@ class Writer:
         def _(leaves, d_leaves):
             results, (rule, moving) = function(*leaves), rule_of(equation)
             nothing: Any = np.zeros(sides, jax.dtypes.float0)
-            moved = rebuilt(d_leaves)
+            moved = [
+                np.zeros_like(x) if isinstance(like, np.ndarray) else x
+                for x, like in zip(rebuilt(d_leaves), operands, strict=True)
+            ]
             every = [*rebuilt(leaves), *(moved[n] for n in moving)]
             found = iter(self.run(rule, every))
             return results, [
@@ -217,6 +242,13 @@ class Writer:
         ]
 
 
+def _bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
+    """Returns the results of an operation."""
+    primitive = equation.primitive
+    found = primitive.bind(*operands, **primitive.get_bind_params(equation.params))
+    return found if primitive.multiple_results else [found]
+
+
 def _parts_of(params: dict[str, Any], operands: Sequence[Any]) -> list[list[Any]]:
     """Returns what a loop reads, what it carries, and what it goes along."""
     if "ft_in" in params:  # From JAX 0.11 on.
@@ -226,10 +258,15 @@ def _parts_of(params: dict[str, Any], operands: Sequence[Any]) -> list[list[Any]
 
 
 def _leaves(x: Any) -> list[Any]:
+    """Returns the arrays of an operand, of which a number of the program is none."""
+    if isinstance(x, np.ndarray):
+        return []
     return list(x.tiles.flat) if isinstance(x, Numbers) else [x]
 
 
 def _of_leaves(leaves: list[Any], like: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return like
     if not isinstance(like, Numbers):
         return leaves[0]
     return like._replace(tiles=filled(like.tiles.shape, leaves))

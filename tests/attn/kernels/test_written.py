@@ -10,6 +10,7 @@ import pytest
 import attn
 from attn import masks, scores
 from attn.blockwise import blockwise_attention
+from attn.mask_algebra import mask_class
 from attn.overrides import KERNELS
 from attn.tiles import TileSizes
 
@@ -87,6 +88,16 @@ SCORES = {
     "a map, keys first": (lambda s, at, p: s + p[at.key, at.query], MAP),
     "a map of heads": (lambda s, at, p: s + p[at.head, at.query, at.key], OF_HEADS),
     "a map of all": (lambda s, at, p: s + p[(at.batch[0], *at[1:])], OF_ALL),
+    "a map that is too short": (lambda s, at, p: s + p[at.query, at.key], floats(15, 21)),
+    "a table that is too short": (lambda s, at, p: s + p[kind_of(at)], floats(3, 2)),
+    "what is more than 0": (
+        lambda s, at, p: s + jnp.sum(jax.nn.relu(between(at, p)), -1) + jax.nn.softplus(s),
+        PLACES,
+    ),
+    "as many features as heads": (
+        lambda s, at, p: s + jnp.sum(p[at.query] * p[at.key], -1) * p[:N, :1, None],
+        floats(T, N),
+    ),
     "cases": (
         lambda s, at, p: jnp.select([at.key < at.query - 9, at.key < at.query], [s * p, s], s / 2),
         jnp.float32(3),
@@ -190,6 +201,41 @@ def test_they_are_the_same_in_forward_mode(name):
 
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4)
     jax.tree.map(close, moved("fused"), moved("reference"))
+
+
+@mask_class
+class FirstOfThree(masks.Mask):
+    """The first two keys, of every three, of those before."""
+
+    def allow(self, indices):
+        return jnp.cumsum((indices.key % 3 == 0) & (indices.query >= 0), -1) < 3
+
+
+UNSEEN = {
+    "part of an axis": lambda s, at, p: s - 2 * s[..., :1],
+    "parts in another order": lambda s, at, p: jnp.roll(s, 1, -1),
+    "places in a tile": lambda s, at, p: s + jnp.arange(s.shape[-1]),
+    "heads as rows": lambda s, at, p: jnp.swapaxes(s, 0, 1) * 2,
+    "no tile of one pair": lambda s, at, p: (
+        s + jnp.zeros(99)[jnp.squeeze(at.query)[:, None] + 2 * jnp.squeeze(at.key)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_one_pair_does_not_show_is_refused(name):
+    x = jnp.zeros((2, T, 2, H))
+    with pytest.raises(ValueError, match="implementation is 'fused', and the call is not for it"):
+        attn.dot_product_attention(x, x, x, score=UNSEEN[name], implementation="fused")
+    assert attn.explain(x, x, x, score=UNSEEN[name], platform="gpu").implementation == "blockwise"
+
+
+def test_a_mask_class_that_mixes_pairs_is_refused():
+    """It checks itself, so it is no error elsewhere."""
+    x, mask = jnp.zeros((1, T, N, H)), FirstOfThree() & masks.Causal()
+    with pytest.raises(ValueError, match="its function of pairs does cumsum along keys"):
+        attn.dot_product_attention(x, x, x, mask=mask, implementation="fused")
+    assert attn.explain(x, x, x, mask=mask, platform="tpu").implementation == "blockwise"
 
 
 REFUSED = {
