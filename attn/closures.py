@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,14 @@ def explicit(function: Callable, *examples: Any) -> tuple[Explicit, list[Array]]
     told_apart = identities([x.params for x in closed.jaxpr.eqns])
     key = (str(closed.jaxpr), results, tuple(told_apart))
     return Explicit(closed.jaxpr, results, key), [jnp.asarray(x) for x in closed.consts]
+
+
+def called(equation: Any, names: Collection[str] = CALLS) -> ClosedJaxpr | None:
+    """Returns the program that an operation of one of these names does; None of another."""
+    found = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+    if equation.primitive.name not in names or found is None:
+        return None
+    return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(found, ())
 
 
 def rule_of(equation: Any) -> tuple[ClosedJaxpr, list[int]]:

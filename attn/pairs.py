@@ -20,6 +20,8 @@ from attn.indices import tile_indices
 
 SIZES = ((2, 3), (5, 7))
 """Queries and keys of two tiles."""
+AXES = dict(zip(zip(*SIZES, strict=True), ("queries", "keys"), strict=True))
+"""What an axis is of, by its lengths in both."""
 REDUCTIONS = "sum", "max", "min", "prod", "and", "or", "xor"
 EACH = frozenset(("searchsorted", "isin"))
 """Functions of JAX that may sort what they are asked about, and answer each by itself."""
@@ -87,9 +89,11 @@ def mixing(
         program goes by the size of its tile: part of an axis, two that are put together, whether
         any pair of the tile is something.
     """
-    names = {x.primitive.name for x, _ in _together(first.jaxpr, first.jaxpr)}
-    if not is_strict and not names & {*ALONG, "random_bits"}:
-        return None
+    if not is_strict:
+        every = _together(first.jaxpr, first.jaxpr, with_rules=False)
+        names = {x.primitive.name for x, _ in every}
+        if not names & {*ALONG, "random_bits", "custom_jvp_call"}:
+            return None
     for x, y in _together(first.jaxpr, again().jaxpr):
         if y is None:
             if is_strict:
@@ -106,8 +110,7 @@ def mixing(
             for n in along:
                 lengths = shapes[0][n], shapes[1][n]
                 if lengths[0] != lengths[1]:
-                    named = dict(zip(zip(*SIZES, strict=True), ("queries", "keys"), strict=True))
-                    return f"{name} along {named.get(lengths, 'queries or keys')}"
+                    return f"{name} along {AXES.get(lengths, 'queries or keys')}"
         if is_strict and name == "iota":
             n = x.params["dimension"]
             if x.outvars[0].aval.shape[n] != y.outvars[0].aval.shape[n]:

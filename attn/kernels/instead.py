@@ -18,7 +18,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
-from attn.kernels.lacking import called, dtypes_of
+from attn.closures import called
+from attn.kernels.lacking import INSIDE, dtypes_of
 
 LOG_2 = math.log(2)
 HALF = jnp.bfloat16, jnp.float16
@@ -140,7 +141,7 @@ class Operations:
         for equation in jaxpr.eqns:
             operands, name = [read(x) for x in equation.invars], equation.primitive.name
             params = equation.primitive.get_bind_params(equation.params)
-            if (inside := called(equation)) is not None:
+            if (inside := called(equation, INSIDE)) is not None:
                 found = self._run(inside, operands)
             elif name in self.instead:
                 found = self._replaced(name, operands, params)

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
-from attn.closures import CALLS, is_float
+from attn.closures import CALLS, called, is_float
 from attn.kernels.call import ALLOWED, FACTORS, MASKED_SCORES, SCORES, Call
 from attn.kernels.values import OWN_DERIVATIVE
 from attn.overrides import Refused
+
+INSIDE = CALLS | {OWN_DERIVATIVE}
+"""Operations that a kernel does as what they consist of."""
 
 
 def refuse_lacking(call: Call, lack: Callable[[Any], str | None]) -> None:
@@ -55,17 +58,9 @@ def dtypes_of(equation: Any) -> set[str]:
     return {str(x.aval.dtype) for x in (*equation.invars, *equation.outvars)}
 
 
-def called(equation: Any) -> ClosedJaxpr | None:
-    """Returns the program that an equation calls; None if it does not."""
-    found = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-    if equation.primitive.name not in CALLS | {OWN_DERIVATIVE} or found is None:
-        return None
-    return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(found, ())
-
-
 def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        inside = called(equation)
+        inside = called(equation, INSIDE)
         if inside is None:
             yield equation
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
-from attn.closures import CALLS, identities, rule_of
+from attn.closures import CALLS, called, identities, rule_of
 from attn.indices import along_diagonals, of_pairs
 from attn.kernels.distances import Distances
 from attn.kernels.given import at_each
@@ -83,16 +83,14 @@ class Reader:
             if equation.effects and equation.primitive.name != "axis_index":
                 raise Refused(f"its function of pairs has side effects: {equation.primitive.name}")
             operands = tuple(read(x) for x in equation.invars)
-            called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             is_of_distances = operands and operands[0].depends in (NEITHER, DISTANCE)
             if _is_call_of(along_diagonals, equation) and is_of_distances:
                 found = [self.along_diagonals(equation, operands[0])]
             elif _is_call_of(of_pairs, equation):
                 found = self.of_pairs(operands)
-            elif equation.primitive.name in CALLS and called is not None:
-                is_closed = isinstance(called, ClosedJaxpr)
-                consts = [self.constant(x) for x in called.consts] if is_closed else []
-                found = self.values(called.jaxpr if is_closed else called, operands, consts)
+            elif (program := called(equation)) is not None:
+                consts = [self.constant(x) for x in program.consts]
+                found = self.values(program.jaxpr, operands, consts)
             elif equation.primitive.name == OWN_DERIVATIVE and _depends(operands) in (PAIR, OFFSET):
                 if self.is_differentiated:
                     found = self.own_derivative(equation, operands)

@@ -8,7 +8,8 @@ are few, each is computed as a tile of its own: what moves numbers about only sa
 sum over some is as many additions, a loop is its steps.
 
 Only what kernels refuse as it is given is written out, and then loops have it so too. Cost: it is
-traced once more, and every number is an operation of the kernel.
+traced three times more, twice to see that it mixes no pairs, and every number is an operation of
+the kernel.
 """
 
 import dataclasses

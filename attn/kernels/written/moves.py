@@ -14,7 +14,6 @@ def reshaped(
     writer: Any, equation: Any, operands: Sequence[Any], shape: tuple[int, ...]
 ) -> Numbers:
     """Returns the numbers in another shape."""
-    del equation
     return numbers.reshaped(operands[0], shape)
 
 

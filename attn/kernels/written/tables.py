@@ -126,7 +126,6 @@ def _of_pairs(table: Array, places: Sequence[Array], of_queries: int, of_keys: i
 
 def cut(writer: Any, equation: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> Numbers:
     """Returns a part of an array, from a place on that a pair decides."""
-    del equation
     x, *starts = operands
     whole = shape_of(x)
     axes = [n for n, size in enumerate(whole) if size != shape[n]]

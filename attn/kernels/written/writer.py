@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array
 
-from attn.closures import CALLS, is_float, rule_of
+from attn.closures import called, is_float, rule_of
 from attn.devices import vary
 from attn.kernels.values import ELEMENTWISE, OWN_DERIVATIVE, PLACINGS
 from attn.kernels.written import moves, sums, tables
@@ -110,8 +110,8 @@ class Writer:
     def of_none(self, equation: Any, operands: Sequence[np.ndarray]) -> list[Any]:
         """Returns the results of an operation on numbers of the program, as such if they are."""
         name, params = equation.primitive.name, equation.params
-        if name in CALLS and (called := params.get("jaxpr", params.get("call_jaxpr"))) is not None:
-            return self.run(called, operands)
+        if (program := called(equation)) is not None:
+            return self.run(program, operands)
         if name == "broadcast_in_dim" and not operands[0].ndim:
             return [np.broadcast_to(operands[0], params["shape"])]
         if name in ELEMENTWISE and operands and not any(x.ndim for x in operands):
@@ -122,9 +122,8 @@ class Writer:
     def of_pair(self, equation: Any, operands: Sequence[Any]) -> list[Any]:
         """Returns the results of an operation of which an operand is of a pair."""
         name, params = equation.primitive.name, equation.params
-        called = params.get("jaxpr", params.get("call_jaxpr"))
-        if name in CALLS and called is not None:
-            return self.run(called, operands)
+        if (program := called(equation)) is not None:
+            return self.run(program, operands)
         if name in ELEMENTWISE | PLACINGS:
             return self.elementwise(equation, operands)
         if name == "scan":

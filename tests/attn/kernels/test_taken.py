@@ -14,7 +14,6 @@ import pytest
 
 import attn
 from attn import masks, positions, scores
-from attn.overrides import KERNELS
 
 B, N, K, T, S, H = 3, 4, 2, 1024, 512, 64
 RNG = np.random.default_rng(0)
@@ -167,12 +166,6 @@ def value_and_gradient(score, implementation, num_keys=9):
         return jnp.sum(jnp.sin(attend(x, key, key, implementation=implementation)))
 
     return jax.value_and_grad(loss, (0, 1))(x, PARAMS)
-
-
-@pytest.fixture(params=["gpu", "tpu"])
-def hardware(request, monkeypatch):
-    """Whose kernels are interpreted."""
-    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": request.param, "interpret": True})
 
 
 @pytest.mark.usefixtures("hardware")

@@ -11,7 +11,6 @@ import attn
 from attn import masks, scores
 from attn.blockwise import blockwise_attention
 from attn.mask_algebra import mask_class
-from attn.overrides import KERNELS
 from attn.tiles import TileSizes
 
 B, N, K, T, H = 2, 3, 1, 23, 5
@@ -156,12 +155,6 @@ CALLS = {
         "mask": MASKS["all together"],
     },
 }
-
-
-@pytest.fixture(params=["gpu", "tpu"])
-def hardware(request, monkeypatch):
-    """Whose kernels are interpreted."""
-    monkeypatch.setitem(KERNELS["fused"], "cpu", {"kernels": request.param, "interpret": True})
 
 
 def attended(named, query, changes):
